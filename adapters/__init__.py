@@ -1,0 +1,1 @@
+"""One module a library, installed and imported as ``queueprop.adapters.<library>``."""
