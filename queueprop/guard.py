@@ -1,0 +1,67 @@
+"""The guard: a fault of ours is logged once a place and never reaches the user's call.
+
+Code that runs inside a user's publish or consume catches ``Exception`` around its own work and hands it to
+``fault``; the call then goes on untraced. What is not ours goes through: a time limit of a library is often an
+``Exception`` that a signal handler raises wherever the program stands, our code included.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from types import CodeType
+
+_logger = logging.getLogger("queueprop")
+
+# Our own test suite sets it, so that a fault fails a test instead of hiding in a log. Nobody else should.
+raise_faults = os.environ.get("_QUEUEPROP_RAISE_FAULTS") == "1"
+
+_not_ours: tuple[type[BaseException], ...] = ()
+_logged: set[str] = set()
+
+
+def let_through(*types: type[BaseException]) -> None:
+    """Names exceptions that a library raises from outside (its time limits): the guard never swallows them."""
+    global _not_ours
+    _not_ours = tuple(dict.fromkeys((*_not_ours, *types)))
+
+
+def fault(where: str, error: Exception) -> None:
+    """Takes a fault of ours: the first one of a place is logged with its traceback, later ones at DEBUG.
+
+    ``where`` says what was being done, in words that a user understands ("starting the span of a publish").
+    Raises ``error`` again when it is not ours, and always under queueprop's own test suite.
+    """
+    if raise_faults or isinstance(error, _not_ours) or _comes_from_a_signal(error):
+        raise error
+    if where in _logged:
+        _logger.debug("queueprop failed again while %s: %r", where, error)
+        return
+    _logged.add(where)
+    _logger.warning(
+        "queueprop failed while %s; the message goes on without it. Please report this. (Said once.)",
+        where,
+        exc_info=error,
+    )
+
+
+def _comes_from_a_signal(error: Exception) -> bool:
+    """Whether a Python signal handler raised it: then it was meant for the program, not for our code."""
+    handlers = _signal_handlers()
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _signal_handlers() -> set[CodeType]:
+    codes = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        if code is not None:
+            codes.add(code)
+    return codes
