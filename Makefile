@@ -1,0 +1,39 @@
+# The two commands of the README are `make demo` and `make test`. Both need Python 3.10 or newer and a package index.
+
+dev = scripts/environment dev
+stages = $(dev) .venv/bin/python scripts/stages.py
+
+.PHONY: help demo test test-containers bench lint types unit coverage integration format build clean
+
+help:
+	@echo "make demo             two services, a queue between them, and their traces in the terminal"
+	@echo "make test             lint, types, unit tests on every Python here, and the contract suite on real brokers"
+	@echo "make test-containers  the contract suite on containers alone"
+	@echo "make bench            what a message costs"
+	@echo "make lint | types | unit | coverage | integration    one stage of make test"
+	@echo "make format | build | clean"
+
+demo:
+	@scripts/environment demo .venv/bin/queueprop demo
+
+test:
+	@$(stages)
+
+test-containers:
+	@$(stages) containers
+
+lint types unit coverage integration:
+	@$(stages) $@
+
+bench:
+	@$(dev) .venv/bin/python -m benchmarks
+
+format:
+	@$(dev) ruff check --fix .
+	@$(dev) ruff format .
+
+build:
+	@$(dev) .venv/bin/python -m build
+
+clean:
+	rm -rf .venv .tox dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

