@@ -1,3 +1,37 @@
-"""Carries OpenTelemetry context through message queues."""
+"""Carries OpenTelemetry context through message queues.
 
-__version__ = "0.1.0"
+A producer writes W3C ``traceparent``, ``tracestate`` and ``baggage`` into the message's headers; the consumer's span is
+attached to that trace, and the handler runs inside it. For pika, kombu, RQ, Dramatiq and aiokafka see
+``queueprop.adapters``; for any other queue the functions here are enough.
+"""
+
+from queueprop.adapter import instrument, uninstrument
+from queueprop.api import (
+    carry_context,
+    process_span,
+    receive_span,
+    send_span,
+    settle_span,
+    traced_consumer,
+)
+from queueprop.message import Destination, Message
+from queueprop.propagation import extract, inject
+from queueprop.settings import Settings
+from queueprop.version import __version__
+
+__all__ = [
+    "Destination",
+    "Message",
+    "Settings",
+    "__version__",
+    "carry_context",
+    "extract",
+    "inject",
+    "instrument",
+    "process_span",
+    "receive_span",
+    "send_span",
+    "settle_span",
+    "traced_consumer",
+    "uninstrument",
+]

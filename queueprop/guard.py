@@ -46,6 +46,14 @@ def fault(where: str, error: Exception) -> None:
     )
 
 
+def mistake(where: str, text: str) -> None:
+    """Tells the user of something to mend in their code or settings: one line, once a place and text."""
+    if (where + text) in _logged:
+        return
+    _logged.add(where + text)
+    _logger.warning("queueprop, %s: %s", where, text)
+
+
 def _comes_from_a_signal(error: Exception) -> bool:
     """Whether a Python signal handler raised it: then it was meant for the program, not for our code."""
     handlers = _signal_handlers()

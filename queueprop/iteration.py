@@ -1,0 +1,104 @@
+"""Loops over messages: the loop's body runs inside the message's span.
+
+The span of a message opens when the loop is given it and closes when the loop asks for the next one, or ends, or
+drops the iterator (``break``, ``return``, an exception, a cancel). A plain ``for`` does not tell its iterator what
+ended it, so an exception in the body ends the span without an error on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar, overload
+
+from queueprop import guard
+from queueprop.handlers import Scoped
+
+T = TypeVar("T")
+
+Begin = Callable[[Any], "Scoped | None"]
+
+
+@overload
+def iterate_inside(messages: AsyncIterable[T], begin: Begin) -> AsyncMessages[T]: ...
+@overload
+def iterate_inside(messages: Iterable[T], begin: Begin) -> Messages[T]: ...
+def iterate_inside(messages: Any, begin: Begin) -> Any:
+    """One pass over ``messages``, sync or async; each is handled inside the scope that ``begin(message)`` makes.
+
+    ``begin`` may give ``None`` (an idle tick is no message): nothing is current then.
+    """
+    if hasattr(messages, "__aiter__"):
+        return AsyncMessages(messages.__aiter__(), begin)
+    return Messages(iter(messages), begin)
+
+
+class _Loop:
+    """The scope of the message that a loop's body has in hand."""
+
+    _scope: Scoped | None = None
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+
+    def _enter(self, message: Any) -> None:
+        try:
+            self._scope = self._begin(message)
+        except Exception as error:
+            guard.fault("reading a message of a loop", error)
+        if self._scope is not None:
+            self._scope.open()
+
+    def _leave(self) -> None:
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            scope.close()
+
+    def __del__(self) -> None:
+        self._leave()
+
+
+class Messages(_Loop, Generic[T]):
+    """An iterator whose consumer handles each message inside its span. ``close`` ends it, and its source."""
+
+    def __init__(self, source: Iterator[T], begin: Begin) -> None:
+        super().__init__(begin)
+        self._source = source
+
+    def __iter__(self) -> Messages[T]:
+        return self
+
+    def __next__(self) -> T:
+        self._leave()
+        message = next(self._source)
+        self._enter(message)
+        return message
+
+    def close(self) -> None:
+        self._leave()
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+
+class AsyncMessages(_Loop, Generic[T]):
+    """As ``Messages``, for ``async for``. Each step must run in the loop's own task (``anext`` under
+    ``asyncio.wait_for`` does not before Python 3.12: the body is outside then)."""
+
+    def __init__(self, source: AsyncIterator[T], begin: Begin) -> None:
+        super().__init__(begin)
+        self._source = source
+
+    def __aiter__(self) -> AsyncMessages[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        self._leave()
+        message = await self._source.__anext__()
+        self._enter(message)
+        return message
+
+    async def aclose(self) -> None:
+        self._leave()
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,104 @@
+"""The stretch of code for which a Context of ours is current, and its exact restoring.
+
+A scope cannot always be closed in the frame that opened it: an iterator's closes at its next step, or when it is
+dropped, perhaps in another thread; two loops may interleave. So scopes do not keep a token (``detach`` in another
+``contextvars`` Context is an error). Each marks the Context that it attached, and whoever closes it looks at
+what is current there: its own mark on top is restored, its mark below another scope's is taken out of the chain, and
+a Context that does not know it is left alone.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import Context, attach, create_key, get_current
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+
+# OpenTelemetry keeps these keys to itself; what its public functions write tells them.
+SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+BAGGAGE_KEY = next(iter(set_baggage("key", "value", Context())))
+
+_SCOPE_KEY = create_key("queueprop-scope")
+
+with suppress_instrumentation():
+    _SUPPRESS_KEYS = tuple(key for key, value in get_current().items() if value is True and "suppress" in key)
+
+
+def is_suppressed(context: Context) -> bool:
+    """Whether the code at hand asked for no instrumentation, or is an exporter at work."""
+    return any(context.get(key) for key in _SUPPRESS_KEYS) if context else False
+
+
+def current_scope(context: Context) -> Scope | None:
+    """The innermost operation that this context belongs to; it may be closed already."""
+    scope = _mark(context)
+    while isinstance(scope, Carried):
+        scope = scope.within
+    return scope
+
+
+class Scope:
+    """Attaches a Context and takes it away again, whatever happened to the current one in between."""
+
+    __slots__ = ("_attached", "_context", "_previous")
+
+    def __init__(self) -> None:
+        self._context: Context | None = None
+        self._previous: Context | None = None
+        self._attached = False
+
+    def attach(self, values: dict[str, object], previous: Context) -> None:
+        """Makes ``values`` current, in place of ``previous``, which must be the current context."""
+        values[_SCOPE_KEY] = self
+        self._context = Context(values)
+        self._previous = previous
+        attach(self._context)
+        self._attached = True
+
+    def detach(self) -> None:
+        """Restores what was current before; twice is once. From another thread or task it changes nothing there."""
+        if not self._attached:
+            return
+        self._attached = False
+        previous = self._previous
+        assert previous is not None
+        top = _mark(get_current())
+        if top is self:
+            attach(previous)
+            return
+        while top is not None and top._previous is not None:
+            below = _mark(top._previous)
+            if below is self:
+                top._previous = previous
+                return
+            top = below
+
+    def reattach(self) -> None:
+        """Makes the same Context current again, on top of what is current now."""
+        if self._attached or self._context is None:
+            return
+        self._previous = get_current()
+        attach(self._context)
+        self._attached = True
+
+
+class Carried(Scope):
+    """Another place's Context, made current here for a while (``carry_context``)."""
+
+    __slots__ = ("_values", "within")
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._values = context
+        self.within = _mark(context)
+
+    def open(self) -> None:
+        self.attach(dict(self._values), get_current())
+
+    def close(self, error: BaseException | None = None) -> None:
+        self.detach()
+
+
+def _mark(context: Context) -> Scope | None:
+    scope = context.get(_SCOPE_KEY)
+    return scope if isinstance(scope, Scope) else None

@@ -1,0 +1,168 @@
+"""``Settings``: from code, else from ``QUEUEPROP_*`` variables, else the default. A wrong value is one warning."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Span, TracerProvider
+
+if TYPE_CHECKING:
+    from queueprop.message import Destination, Message
+
+_logger = logging.getLogger("queueprop")
+
+Trust = Literal["all", "none"]
+TrustFunction = Callable[["Destination", "Message"], bool]
+Hook = Callable[[Span, Any], None]
+
+
+def _setting(default: Any) -> Any:
+    return field(default=_UNSET, metadata={"default": default})
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "from the environment"
+
+
+_UNSET: Any = _Unset()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How messages are traced. What is not given here is read from the environment when the object is made.
+
+    Arguments (each also an environment variable, ``QUEUEPROP_PROPAGATION`` and so on, except the last five rows):
+        propagation: ``parent`` makes the message's creation context the parent of its process span, and links it;
+            ``link`` only links it, and the span current at that moment, or none, is the parent.
+        trust: whose context is continued: ``all``, ``none``, or (in code) a function of destination and message.
+            From an untrusted source: a new root that links to it, and no baggage.
+        baggage_allow: keys of the baggage that may leave and enter; ``*`` for all.
+        exclude: patterns (``tmp.*``) of destinations that get no spans; their context still passes.
+        settle_spans: spans for ack, nack, reject and commit.
+        receive_spans: a CLIENT span for a pull call of the user's that returned messages.
+        capture_headers: names of headers that become attributes ``messaging.header.<name>``.
+        body_size: the attribute ``messaging.message.body.size``.
+        flush_timeout: seconds that a forked child may spend on handing over its spans before it exits.
+        tracer_provider, meter_provider: instead of the global ones.
+        publish_hook, consume_hook: called with the recorded span and the library's own message.
+
+    A wrong value logs one warning that names the field and falls back to the default; nothing is raised.
+    """
+
+    propagation: Literal["parent", "link"] = _setting("parent")
+    trust: Trust | TrustFunction = _setting("all")
+    baggage_allow: tuple[str, ...] = _setting(("*",))
+    exclude: tuple[str, ...] = _setting(())
+    settle_spans: bool = _setting(False)
+    receive_spans: bool = _setting(True)
+    capture_headers: tuple[str, ...] = _setting(())
+    body_size: bool = _setting(False)
+    flush_timeout: float = _setting(2.0)
+    tracer_provider: TracerProvider | None = None
+    meter_provider: MeterProvider | None = None
+    publish_hook: Hook | None = None
+    consume_hook: Hook | None = None
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            parse = _PARSERS.get(setting.name)
+            if parse is None:
+                continue
+            default = setting.metadata["default"]
+            given = getattr(self, setting.name)
+            value = (
+                _from_environment(setting.name, parse, default)
+                if given is _UNSET
+                else _checked(f"Settings({setting.name}=...)", given, parse, default)
+            )
+            object.__setattr__(self, setting.name, value)
+
+
+def _from_environment(name: str, parse: Callable[[Any], Any], default: Any) -> Any:
+    variable = f"QUEUEPROP_{name.upper()}"
+    given = os.environ.get(variable, "").strip()
+    return _checked(variable, given, parse, default) if given else default
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _checked(where: str, given: Any, parse: Callable[[Any], Any], default: Any) -> Any:
+    try:
+        return parse(given)
+    except (TypeError, ValueError) as error:
+        if (where, repr(given)) not in _warned:
+            _warned.add((where, repr(given)))
+            _logger.warning("%s: %s, not %r; %r is used instead", where, error, given, default)
+        return default
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def parse(given: Any) -> str:
+        if isinstance(given, str) and given.strip().lower() in allowed:
+            return given.strip().lower()
+        raise ValueError(f"wants {' or '.join(map(repr, allowed))}")
+
+    return parse
+
+
+def _trust(given: Any) -> Any:
+    return given if callable(given) else _one_of("all", "none")(given)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = given.split(",")
+    if not isinstance(given, (list, tuple, set, frozenset)) or not all(
+        isinstance(item, str) for item in given
+    ):
+        raise ValueError("wants comma-separated names or a list of them")
+    return tuple(name for name in (item.strip() for item in given) if name)
+
+
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+
+def _boolean(given: Any) -> bool:
+    value = _BOOLEANS.get(str(given).strip().lower())
+    if value is None:
+        raise ValueError("wants true or false")
+    return value
+
+
+def _seconds(given: Any) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise ValueError("wants a number of seconds") from None
+    if not 0 <= value < float("inf"):
+        raise ValueError("wants seconds, zero or more")
+    return value
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "propagation": _one_of("parent", "link"),
+    "trust": _trust,
+    "baggage_allow": _names,
+    "exclude": _names,
+    "settle_spans": _boolean,
+    "receive_spans": _boolean,
+    "capture_headers": _names,
+    "body_size": _boolean,
+    "flush_timeout": _seconds,
+}
