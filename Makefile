@@ -26,7 +26,7 @@ lint types unit coverage integration:
 	@$(stages) $@
 
 bench:
-	@$(dev) .venv/bin/python -m benchmarks
+	@$(dev) .venv/bin/python benchmarks/spans.py
 
 format:
 	@$(dev) ruff check --fix .

