@@ -81,7 +81,7 @@ def test_all_has_every_extra(extra: str) -> None:
 
 
 def test_core_needs_little() -> None:
-    """Who installs `queueprop` gets no SDK, no exporter, no broker library (wrapt is BaseInstrumentor's own)."""
+    """Who installs `queueprop` gets no SDK, exporter or broker library (wrapt is BaseInstrumentor's own)."""
     assert _required(None) == {"opentelemetry-api", "opentelemetry-instrumentation", "wrapt"}, REINSTALL
 
 
