@@ -7,7 +7,7 @@ Any other propagator is called, and only its headers are written and read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from opentelemetry import baggage, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -23,8 +23,11 @@ from queueprop.headers import names_of, read_all, replace, text
 
 # The keys under which OpenTelemetry keeps the two in a context. With them both are put in and taken out in
 # one step: `set_baggage` would copy the whole baggage for each of its members.
-(_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-(_BAGGAGE_KEY,) = baggage.set_baggage("key", "value", Context())
+(SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+(BAGGAGE_KEY,) = baggage.set_baggage("key", "value", Context())
+
+# Why there is no remote span to continue; None where there is one.
+Reason = Literal["missing", "malformed"] | None
 
 _TRACEPARENT = "traceparent"
 _TRACESTATE = "tracestate"
@@ -69,7 +72,7 @@ class Extraction:
 
     __slots__ = ("context", "reason", "span_context")
 
-    def __init__(self, context: Context, span_context: SpanContext, reason: str | None) -> None:
+    def __init__(self, context: Context, span_context: SpanContext, reason: Reason) -> None:
         self.context = context
         self.span_context = span_context
         self.reason = reason
@@ -118,11 +121,11 @@ class _W3C:
         values: dict[str, object] = {}
         span_context, reason = _read_span(found)
         if reason is None:
-            values[_SPAN_KEY] = NonRecordingSpan(span_context)
+            values[SPAN_KEY] = NonRecordingSpan(span_context)
         if _BAGGAGE in found:
             members = _allowed(w3c.parse_baggage(found[_BAGGAGE]), allow)
             if members:
-                values[_BAGGAGE_KEY] = members
+                values[BAGGAGE_KEY] = members
         return Extraction(Context(values), span_context, reason)
 
     def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
@@ -151,24 +154,26 @@ class _Other:
             headers = list(headers)
         try:
             context = self.propagator.extract(headers, Context(), _GETTER)
+            if not isinstance(context, Context):
+                raise TypeError(f"it returned {context!r} instead of a context")
             members = dict(baggage.get_all(context))
             allowed = _allowed(members, allow)
             if len(allowed) < len(members):
-                context = set_value(_BAGGAGE_KEY, allowed, context)
+                context = set_value(BAGGAGE_KEY, allowed, context)
             span_context = trace.get_current_span(context).get_span_context()
         except Exception as error:
             guard.fault(f"reading the context of a message with {_class_name(self.propagator)}", error)
             return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
         if span_context.is_valid:
             return Extraction(context, span_context, None)
-        reason = "malformed" if read_all(headers, self._trace_fields) else "missing"
+        reason: Reason = "malformed" if read_all(headers, self._trace_fields) else "missing"
         return Extraction(context, INVALID_SPAN_CONTEXT, reason)
 
     def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
         values: dict[str, str] = {}
         try:
             if allow is not None:
-                context = set_value(_BAGGAGE_KEY, _allowed(dict(baggage.get_all(context)), allow), context)
+                context = set_value(BAGGAGE_KEY, _allowed(dict(baggage.get_all(context)), allow), context)
             self.propagator.inject(values, context, _SETTER)
         except Exception as error:
             guard.fault(f"writing the context of a message with {_class_name(self.propagator)}", error)
@@ -236,7 +241,7 @@ def _class_name(propagator: TextMapPropagator) -> str:
     return type(propagator).__qualname__
 
 
-def _read_span(found: dict[str, list[object]]) -> tuple[SpanContext, str | None]:
+def _read_span(found: dict[str, list[object]]) -> tuple[SpanContext, Reason]:
     traceparent = found.get(_TRACEPARENT)
     if traceparent is None:
         return INVALID_SPAN_CONTEXT, "missing"
@@ -271,7 +276,7 @@ def _write_span(values: dict[str, str], context: Context) -> None:
 
 
 def _write_baggage(values: dict[str, str], context: Context, allow: Collection[str] | None) -> None:
-    members = context.get(_BAGGAGE_KEY)
+    members = context.get(BAGGAGE_KEY)
     if not members or not isinstance(members, dict):
         return
     header = w3c.format_baggage(_allowed(members, allow))
