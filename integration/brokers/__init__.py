@@ -1,0 +1,29 @@
+"""Real brokers for the tests, each on a ladder where the first rung that can be had wins.
+
+``url``: an address in the environment.
+``containers``: testcontainers, where a Docker daemon answers and has or can pull the image.
+``native``: a server program on the PATH, started privately.
+``embedded``: a server that a Python package brings.
+
+Nothing is ever installed here.
+"""
+
+from .broker import Broker, BrokerError, Unavailable
+from .ladder import CHOICES, SERVICES, Service, find, in_ci
+from .rabbitmq import RABBITMQ
+from .redis import REDIS
+
+SERVICES.extend([REDIS, RABBITMQ])
+
+__all__ = [
+    "CHOICES",
+    "RABBITMQ",
+    "REDIS",
+    "SERVICES",
+    "Broker",
+    "BrokerError",
+    "Service",
+    "Unavailable",
+    "find",
+    "in_ci",
+]

@@ -1,0 +1,117 @@
+"""Brokers as fixtures, and ``--brokers``, which names the rung of the ladder that they must be on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .brokers import (
+    CHOICES,
+    RABBITMQ,
+    REDIS,
+    SERVICES,
+    Broker,
+    BrokerError,
+    Service,
+    Unavailable,
+    find,
+    in_ci,
+)
+
+_FOUND = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("queueprop").addoption(
+        "--brokers",
+        choices=CHOICES,
+        default="auto",
+        help="the rung that brokers must be on: containers, native or embedded; auto (default): the first "
+        "that is there of a URL in the environment, a container, a program on the PATH, an embedded server",
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """The session's Redis; not to be stopped."""
+    yield from _serve(pytestconfig, REDIS)
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_broker: Broker) -> str:
+    return redis_broker.url
+
+
+@pytest.fixture
+def private_redis(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """A Redis of the test's own, which it may stop, start and restart."""
+    yield from _serve(pytestconfig, REDIS, private=True)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """The session's RabbitMQ; not to be stopped."""
+    yield from _serve(pytestconfig, RABBITMQ)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(rabbitmq_broker: Broker) -> str:
+    return rabbitmq_broker.url
+
+
+@pytest.fixture
+def private_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """A RabbitMQ of the test's own, which it may stop, start and restart."""
+    yield from _serve(pytestconfig, RABBITMQ, private=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FOUND] = []
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    services = ", ".join(service.name for service in SERVICES)
+    return f"brokers: {config.getoption('--brokers', 'auto')} ({services})"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines: list[str] = config.stash[_FOUND]
+    for line in sorted(set(lines)):
+        terminalreporter.write_line(f"broker: {line}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under pytest-xdist, tell the process that writes the summary what this worker found."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["brokers"] = session.config.stash[_FOUND]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_FOUND].extend(getattr(node, "workeroutput", {}).get("brokers", []))
+
+
+def _serve(config: pytest.Config, service: Service, *, private: bool = False) -> Iterator[Broker]:
+    """A broker that runs, and is gone afterwards. What cannot be had is a skip, and in CI a failure."""
+    broker = _started(config, service, private)
+    config.stash[_FOUND].append(str(broker).splitlines()[0])
+    if isinstance(broker, BrokerError) or (isinstance(broker, Unavailable) and in_ci()):
+        pytest.fail(str(broker), pytrace=False)
+    if isinstance(broker, Unavailable):
+        pytest.skip(str(broker))
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+def _started(config: pytest.Config, service: Service, private: bool) -> Broker | Unavailable | BrokerError:
+    try:
+        broker = find(service, str(config.getoption("--brokers", "auto")), private=private)
+        broker.start()
+    except (Unavailable, BrokerError) as error:
+        return error
+    return broker
