@@ -1,0 +1,39 @@
+"""A fresh process that instruments a library and sends one message through it.
+
+``python alone.py {library|instrument} MODULE:DRIVER STYLE URL``: the first word says what comes first, the
+import of the library or ``queueprop.instrument()``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main(first: str, driver_path: str, style: str, url: str) -> None:
+    # Last, so that queueprop is the installed one.
+    sys.path.append(str(Path(__file__).parents[2]))
+    import queueprop
+    from integration.contract.actions import do
+    from integration.contract.telemetry import set_providers
+
+    module, name = driver_path.split(":")
+    library = module.rpartition(".")[2].removesuffix("_driver")
+    providers = set_providers()
+    if first == "library":
+        importlib.import_module(library)
+    else:
+        assert library not in sys.modules
+    queueprop.instrument(library)
+    driver = getattr(importlib.import_module(module), name)(style, "instrumentor", url)
+    driver.open()
+    driver.publish("hello")
+    driver.consume(do("observe"))
+    driver.close()
+    for provider in providers:
+        provider.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""How the contract speaks to each library: one driver a library."""
