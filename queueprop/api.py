@@ -12,9 +12,10 @@ from opentelemetry.trace import Span
 from queueprop import guard
 from queueprop.handlers import run_inside
 from queueprop.message import Destination, Message
+from queueprop.operations import Receive
 from queueprop.scope import Carried
 from queueprop.settings import Settings
-from queueprop.spans import Receive, engine_for
+from queueprop.spans import engine_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,7 +33,7 @@ def send_span(
         with send_span(orders, headers=headers):
             my_queue.put(body, headers)
 
-    Arguments:
+    Args:
         destination: where it goes; build it once.
         message: what is known of the message. A sequence is a batch: each message carries the context of a create span
             of its own, and the span of the call (kind CLIENT) links to them.
@@ -120,7 +121,7 @@ def traced_consumer(
 
     Works for functions, coroutine functions, generators and async generators.
 
-    Arguments:
+    Args:
         destination: where its messages come from.
         headers: is called with the handler's own arguments and gives the message's headers, or a ``Message`` where
             more is known. Without it, the first argument that has an attribute ``headers`` tells.

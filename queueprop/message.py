@@ -17,7 +17,7 @@ from queueprop import semconv
 class Destination:
     """A queue, topic or exchange, as the telemetry calls it. Build it once and keep it: it caches its attributes.
 
-    Arguments:
+    Args:
         system: ``messaging.system``: ``rabbitmq``, ``kafka``, or the name that its users would search for.
         name: the destination's name; ``None`` where it has none.
         template: a low-cardinality form of the name (``orders.{region}``); it then names the spans.
@@ -69,11 +69,11 @@ class Destination:
         return self.server_address
 
 
-@dataclass(slots=True)
+@dataclass
 class Message:
     """One message of one publish or delivery. Everything but its headers is optional.
 
-    Arguments:
+    Args:
         headers: a mapping or a list of pairs. A publish writes into it in place, so it must be yours.
         id: the message's own identifier.
         conversation_id: what ties it to others (RabbitMQ's correlation id).

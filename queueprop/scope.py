@@ -9,14 +9,10 @@ a Context that does not know it is left alone.
 
 from __future__ import annotations
 
-from opentelemetry.baggage import set_baggage
+from collections.abc import Mapping
+
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.trace import INVALID_SPAN, set_span_in_context
-
-# OpenTelemetry keeps these keys to itself; what its public functions write tells them.
-SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
-BAGGAGE_KEY = next(iter(set_baggage("key", "value", Context())))
 
 _SCOPE_KEY = create_key("queueprop-scope")
 
@@ -26,7 +22,10 @@ with suppress_instrumentation():
 
 def is_suppressed(context: Context) -> bool:
     """Whether the code at hand asked for no instrumentation, or is an exporter at work."""
-    return any(context.get(key) for key in _SUPPRESS_KEYS) if context else False
+    for key in _SUPPRESS_KEYS:  # noqa: SIM110 - a generator costs more than the two look-ups
+        if context.get(key):
+            return True
+    return False
 
 
 def current_scope(context: Context) -> Scope | None:
@@ -40,34 +39,35 @@ def current_scope(context: Context) -> Scope | None:
 class Scope:
     """Attaches a Context and takes it away again, whatever happened to the current one in between."""
 
-    __slots__ = ("_attached", "_context", "_previous")
+    _context: Context | None = None
+    _previous: Context | None = None
+    _attached = False
 
-    def __init__(self) -> None:
-        self._context: Context | None = None
-        self._previous: Context | None = None
-        self._attached = False
-
-    def attach(self, values: dict[str, object], previous: Context) -> None:
-        """Makes ``values`` current, in place of ``previous``, which must be the current context."""
-        values[_SCOPE_KEY] = self
-        self._context = Context(values)
-        self._previous = previous
-        attach(self._context)
+    def attach(self, base: Context, values: Mapping[str, object]) -> Context:
+        """Makes ``base`` with ``values`` current, until ``detach``. Returns that context."""
+        # A Context is a dict that refuses to be changed; nobody else has seen this one yet.
+        context = Context(base)
+        dict.update(context, values)
+        dict.__setitem__(context, _SCOPE_KEY, self)
+        self._context = context
+        self._previous = get_current()
+        attach(context)
         self._attached = True
+        return context
 
     def detach(self) -> None:
-        """Restores what was current before; twice is once. From another thread or task it changes nothing there."""
+        """Restores what was current before; twice is once. In another thread or task it changes nothing there."""
         if not self._attached:
             return
         self._attached = False
         previous = self._previous
         assert previous is not None
-        top = _mark(get_current())
+        top = get_current().get(_SCOPE_KEY)
         if top is self:
             attach(previous)
             return
-        while top is not None and top._previous is not None:
-            below = _mark(top._previous)
+        while isinstance(top, Scope) and top._previous is not None:
+            below = top._previous.get(_SCOPE_KEY)
             if below is self:
                 top._previous = previous
                 return
@@ -85,15 +85,12 @@ class Scope:
 class Carried(Scope):
     """Another place's Context, made current here for a while (``carry_context``)."""
 
-    __slots__ = ("_values", "within")
-
     def __init__(self, context: Context) -> None:
-        super().__init__()
         self._values = context
         self.within = _mark(context)
 
     def open(self) -> None:
-        self.attach(dict(self._values), get_current())
+        self.attach(self._values, {})
 
     def close(self, error: BaseException | None = None) -> None:
         self.detach()

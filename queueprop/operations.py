@@ -1,0 +1,509 @@
+"""The operations on messages: send, process, receive, settle. Their spans, parents, links, status and measurements.
+
+An operation is opened, is current for a while, and is closed once. Nothing of ours is ever raised from it: a fault goes
+to the guard, and the user's call goes on untraced.
+
+What most messages do not need is a default of the class, so that making an operation is a few assignments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    StatusCode,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.util.types import AttributeValue
+
+from queueprop import guard, propagation, semconv
+from queueprop.message import Message, Operation
+from queueprop.metrics import Instruments
+from queueprop.propagation import BAGGAGE_KEY, SPAN_KEY
+from queueprop.scope import Scope, current_scope, is_suppressed
+
+if TYPE_CHECKING:
+    from queueprop.spans import Engine
+
+Attributes = Mapping[str, AttributeValue]
+
+# What a pull call raises when there is nothing to pull, or when it is given up: no span is made of it.
+_EMPTY_POLL = (queue.Empty, asyncio.QueueEmpty, asyncio.CancelledError, TimeoutError, asyncio.TimeoutError)
+
+
+class MessageOperation(Scope):
+    """The base of all below. A context manager; ``open`` and ``close`` do the same by hand.
+
+    Attributes:
+        span: the span, while it is open; ``INVALID_SPAN`` where nothing is traced.
+        closed: whether it is over, or never was to be traced.
+    """
+
+    span: Span = INVALID_SPAN
+    closed = False
+    owner: str | None = None
+
+    _started_at: int | None = None
+    _instruments: Instruments | None = None
+    _error_type: str | None = None
+
+    def __init__(self, engine: Engine, operation: Operation) -> None:
+        self.engine = engine
+        self.operation = operation
+
+    def open(self) -> Span:
+        """Starts the span and makes it current. Raises nothing of ours."""
+        try:
+            current = get_current()
+            if current and is_suppressed(current):
+                self.closed = True
+            elif self.owner is not None and self._is_within_itself(current):
+                self.span = get_current_span(current)
+                self.closed = True
+            elif self.engine.excluded is not None and self.engine.excludes(self.operation.destination):
+                self.closed = True
+                self._carry(current)
+            else:
+                self._open(current)
+        except Exception as error:
+            self.close()
+            guard.fault(f"starting the span of {self.operation.span_name!r}", error)
+        except BaseException as error:
+            self.close(error)
+            raise
+        return self.span
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends the span, with ``error`` if there is one, and restores what was current before. Twice is once."""
+        self.detach()
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            self._end(error)
+        except Exception as fault:
+            guard.fault(f"ending the span of {self.operation.span_name!r}", fault)
+
+    def fail(self, error_type: str, description: str) -> None:
+        """Marks a failure that no exception tells: a negative acknowledgement, a killed worker."""
+        self._error_type = error_type
+        if self.span.is_recording():
+            self.span.set_attribute(semconv.ERROR_TYPE, error_type)
+            self.span.set_status(StatusCode.ERROR, description)
+
+    def __enter__(self) -> Span:
+        return self.open()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close(error)
+        return False
+
+    def _open(self, current: Context) -> None:
+        """Starts the span."""
+        raise NotImplementedError
+
+    def _carry(self, current: Context) -> None:
+        """Without a span: hands the context on."""
+
+    def _is_within_itself(self, current: Context) -> bool:
+        """Whether a layer above (a facade, the explicit API) already traces this very call."""
+        return False
+
+    def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
+        instruments.operation_duration.record(seconds, attributes, self._context)
+
+    def _start(self, parent: Context, attributes: Attributes, links: Sequence[Link] | None = None) -> Span:
+        # With metrics the clock is ours, so that a duration equals its span's; else the SDK reads it.
+        instruments = self.engine.instruments()
+        if instruments.enabled:
+            self._instruments = instruments
+            if self._started_at is None:
+                self._started_at = time.time_ns()
+        self.span = span = self.engine.start_span(self.operation, parent, attributes, links, self._started_at)
+        return span
+
+    def _end(self, error: BaseException | None) -> None:
+        ended_at = None
+        try:
+            if error is not None and _is_failure(error):
+                self._record(error)
+            if self._instruments is not None and self._started_at is not None:
+                ended_at = time.time_ns()
+                attributes: Attributes = self.operation.metric_attributes
+                if self._error_type is not None:
+                    attributes = {**attributes, semconv.ERROR_TYPE: self._error_type}
+                self._measure(self._instruments, (ended_at - self._started_at) / 1e9, attributes)
+        finally:
+            self.span.end(ended_at)
+
+    def _record(self, error: BaseException) -> None:
+        self._error_type = _type_name(error)
+        if not self.span.is_recording():
+            return
+        self.span.set_attribute(semconv.ERROR_TYPE, self._error_type)
+        self.span.set_status(StatusCode.ERROR, _text_of(error))
+        self.span.record_exception(error)
+
+    def _count_missing(self, instruments: Instruments, reason: str | None) -> None:
+        if reason is not None:
+            instruments.context_missing.add(1, {**self.operation.metric_attributes, semconv.REASON: reason})
+
+
+class Send(MessageOperation):
+    """The publish of one message, or of several in one call; see ``Engine.send``."""
+
+    def __init__(
+        self, engine: Engine, operation: Operation, messages: Sequence[Message], owner: str | None = None
+    ) -> None:
+        self.engine = engine
+        self.operation = operation
+        self.messages = messages
+        self.owner = owner
+
+    def end_with(self, future: Any) -> None:
+        """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's."""
+        self.detach()
+        future.add_done_callback(self._end_of)
+
+    def _end_of(self, future: Any) -> None:
+        if future.cancelled():
+            self.close(asyncio.CancelledError())
+            return
+        # exception() would tell asyncio that somebody has seen the error, and silence its "never retrieved".
+        self.close(future._exception if hasattr(future, "_exception") else future.exception())
+
+    def _open(self, current: Context) -> None:
+        engine, message = self.engine, self.messages[0]
+        span = self._start(current, _attributes(self.operation, message))
+        engine.write(message, self.attach(current, {SPAN_KEY: span}))
+        if engine.enriches_sends or message.describe is not None:
+            engine.enrich(span, message, engine.settings.publish_hook)
+
+    def _carry(self, current: Context) -> None:
+        for message in self.messages:
+            self.engine.write(message, current)
+
+    def _is_within_itself(self, current: Context) -> bool:
+        scope = current_scope(current)
+        return isinstance(scope, Send) and scope.owner == self.owner and not scope.closed
+
+    def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
+        super()._measure(instruments, seconds, attributes)
+        instruments.sent.add(len(self.messages), attributes)
+
+
+class SendBatch(Send):
+    """The publish of several messages in one call: each message carries the context of a create span of its own."""
+
+    def _open(self, current: Context) -> None:
+        if not self.messages:
+            self.closed = True
+            return
+        create = self.operation.destination.operation(semconv.CREATE, "create")
+        links = [Link(self._create(create, message, current)) for message in self.messages]
+        attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
+        span = self._start(current, attributes, links)
+        self.attach(current, {SPAN_KEY: span})
+
+    def _create(self, create: Operation, message: Message, current: Context) -> SpanContext:
+        span = self.engine.start_span(create, current, _attributes(create, message))
+        self.engine.write(message, set_span_in_context(span, current))
+        self.engine.enrich(span, message, self.engine.settings.publish_hook)
+        span.end()
+        return span.get_span_context()
+
+
+class Process(MessageOperation):
+    """The handling of one delivery; see ``Engine.process``."""
+
+    _is_counted = True
+    _missing: str | None = None
+    _waited: float | None = None
+
+    def __init__(
+        self,
+        engine: Engine,
+        operation: Operation,
+        message: Message,
+        owner: str | None = None,
+        started_at: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.operation = operation
+        self.message = message
+        self.owner = owner
+        self._started_at = started_at
+
+    def _open(self, current: Context) -> None:
+        engine, message = self.engine, self.message
+        found = propagation.read(message.headers, engine.baggage_allow)
+        incoming = found.context
+        if not engine.trusts_all and not engine.trusts(self.operation.destination, message):
+            incoming = Context()
+        parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
+        if message.sent_at is not None:
+            self._waited = _waited(message, self._started_at)
+        self._missing = found.reason
+        links = [Link(found.span_context)] if found.reason is None else []
+        if current:
+            self._is_counted = not _is_in_batch(current)
+            _link_ambient(links, current, parent)
+        span = self._start(parent, _attributes(self.operation, message, self._waited), links)
+        message.process_context = self.attach(_ambient(current), {**incoming, SPAN_KEY: span})
+        if engine.enriches_processes or message.describe is not None:
+            engine.enrich(span, message, engine.settings.consume_hook)
+
+    def _carry(self, current: Context) -> None:
+        incoming = propagation.read(self.message.headers, self.engine.baggage_allow).context
+        self.attach(_ambient(current), {**incoming, SPAN_KEY: get_current_span(incoming)})
+
+    def _is_within_itself(self, current: Context) -> bool:
+        scope = current_scope(current)
+        return (
+            isinstance(scope, Process)
+            and scope.owner == self.owner
+            and scope.message.native is self.message.native
+            and not scope.closed
+        )
+
+    def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
+        instruments.process_duration.record(seconds, attributes, self._context)
+        if not self._is_counted:
+            return
+        instruments.consumed.add(1, attributes)
+        self._count_missing(instruments, self._missing)
+        if self._waited is not None:
+            instruments.queue_time.record(self._waited, self.operation.metric_attributes, self._context)
+
+
+class ProcessBatch(MessageOperation):
+    """The handling of several deliveries at once: one span, a link for each message.
+
+    Where all of them come from one trace the span is in it; where their traces differ it is a root of its own. What
+    is handled one by one inside it has process spans of its own, and is not counted a second time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        operation: Operation,
+        messages: Sequence[Message],
+        owner: str | None = None,
+        started_at: int | None = None,
+    ) -> None:
+        super().__init__(engine, operation)
+        self.messages = messages
+        self.owner = owner
+        self._started_at = started_at
+        self._missing: list[str | None] = []
+
+    def _open(self, current: Context) -> None:
+        engine, destination = self.engine, self.operation.destination
+        found = [propagation.read(message.headers, engine.baggage_allow) for message in self.messages]
+        creations = [one.span_context for one in found]
+        trusted = engine.trusts_all or all(engine.trusts(destination, message) for message in self.messages)
+        incoming = _common_context(creations) if trusted else Context()
+        parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
+        attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
+        links = _links_to(self.messages, creations)
+        _link_ambient(links, current, parent)
+        span = self._start(parent, attributes, links)
+        inside = self.attach(_ambient(current), {SPAN_KEY: span})
+        for message in self.messages:
+            message.process_context = inside
+        self._missing = [one.reason for one in found]
+        hook = engine.settings.consume_hook
+        if hook is not None and span.is_recording():
+            for message in self.messages:
+                engine.run_hook(hook, span, message)
+
+    def _carry(self, current: Context) -> None:
+        self.attach(_ambient(current), {SPAN_KEY: INVALID_SPAN})
+
+    def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
+        instruments.process_duration.record(seconds, attributes, self._context)
+        instruments.consumed.add(len(self.messages), attributes)
+        for reason in self._missing:
+            self._count_missing(instruments, reason)
+        for message in self.messages:
+            waited = _waited(message, self._started_at)
+            if waited is not None:
+                instruments.queue_time.record(waited, self.operation.metric_attributes, self._context)
+
+
+class Receive(MessageOperation):
+    """A pull call; see ``Engine.receive``. ``add`` what it returned; without messages there is no span.
+
+    Nothing of it is current while the call runs: a span that waits for a message would be the parent of the wait.
+    """
+
+    def __init__(self, engine: Engine, operation: Operation, batch: bool = False) -> None:
+        super().__init__(engine, operation)
+        self._batch = batch
+        self._messages: list[Message] = []
+
+    def add(self, message: Message) -> None:
+        """A message that the call returned. Its span will link to the message's creation context."""
+        self._messages.append(message)
+
+    def _open(self, current: Context) -> None:
+        self._started_at = time.time_ns()  # the span is made at the end, with the true start
+
+    def _end(self, error: BaseException | None) -> None:
+        failed = error is not None and _is_failure(error) and not isinstance(error, _EMPTY_POLL)
+        if not self._messages and not failed:
+            return
+        current = get_current()
+        allow = self.engine.baggage_allow
+        attributes: Attributes = self.operation.attributes
+        if self._batch:
+            attributes = {**attributes, semconv.BATCH_MESSAGE_COUNT: len(self._messages)}
+        elif self._messages:
+            attributes = _attributes(self.operation, self._messages[0])
+        creations = [propagation.read(message.headers, allow).span_context for message in self._messages]
+        self._start(current, attributes, _links_to(self._messages, creations))
+        super()._end(error if failed else None)
+
+
+class Settle(MessageOperation):
+    """An ack, nack, reject or commit; see ``Engine.settle``."""
+
+    def __init__(self, engine: Engine, operation: Operation, message: Message) -> None:
+        super().__init__(engine, operation)
+        self.message = message
+
+    def _open(self, current: Context) -> None:
+        span = self._start(self._parent(current), _attributes(self.operation, self.message))
+        self.attach(current, {SPAN_KEY: span})
+
+    def _parent(self, current: Context) -> Context:
+        """The message's process span, from any thread; else its creation context; else what is current."""
+        if self.message.process_context is not None:
+            return self.message.process_context
+        scope = current_scope(current)
+        if isinstance(scope, (Process, ProcessBatch)) and not scope.closed:
+            return current
+        found = propagation.read(self.message.headers, self.engine.baggage_allow)
+        if found.span_context.is_valid and self.engine.trusts(self.operation.destination, self.message):
+            return found.context
+        return current
+
+
+# Contexts
+
+
+def _ambient(current: Context) -> Context:
+    """What a handler keeps of the ambient context: neither its span nor its baggage."""
+    if BAGGAGE_KEY not in current:
+        return current
+    return Context({key: value for key, value in current.items() if key != BAGGAGE_KEY})
+
+
+def _common_context(creations: Sequence[SpanContext]) -> Context:
+    """The context that a batch continues: the first message's, where all valid ones are of one trace."""
+    valid = [creation for creation in creations if creation.is_valid]
+    if len({creation.trace_id for creation in valid}) != 1:
+        return Context()
+    return set_span_in_context(NonRecordingSpan(valid[0]), Context())
+
+
+def _links_to(messages: Sequence[Message], creations: Sequence[SpanContext]) -> list[Link]:
+    """A link to each message's creation context, with what differs between the messages."""
+    return [
+        Link(creation, _link_attributes(message))
+        for message, creation in zip(messages, creations, strict=True)
+        if creation.is_valid
+    ]
+
+
+def _link_ambient(links: list[Link], current: Context, parent: Context) -> None:
+    """Links the span that happens to be current (a poller's, a request's) where it is not the parent."""
+    ambient = current.get(SPAN_KEY)
+    if not isinstance(ambient, Span) or ambient is parent.get(SPAN_KEY):
+        return
+    context = ambient.get_span_context()
+    if context.is_valid and not any(_is_same(context, link.context) for link in links):
+        links.append(Link(context))
+
+
+def _is_same(one: SpanContext, other: SpanContext) -> bool:
+    return one.span_id == other.span_id and one.trace_id == other.trace_id
+
+
+def _is_in_batch(current: Context) -> bool:
+    scope = current_scope(current)
+    return isinstance(scope, ProcessBatch) and not scope.closed
+
+
+# Attributes
+
+
+def _attributes(operation: Operation, message: Message, waited: float | None = None) -> Attributes:
+    """The operation's attributes (shared, never written to), and the message's own where it has any."""
+    own: dict[str, AttributeValue] = {}
+    if message.id is not None:
+        own[semconv.MESSAGE_ID] = message.id
+    if message.conversation_id is not None:
+        own[semconv.MESSAGE_CONVERSATION_ID] = message.conversation_id
+    if message.attempt is not None:
+        own[semconv.DELIVERY_ATTEMPT] = message.attempt
+    if message.delay is not None:
+        own[semconv.DELAY] = message.delay
+    if waited is not None:
+        own[semconv.QUEUE_TIME] = waited
+    if message.attributes is not None:
+        own.update(message.attributes)
+    return {**operation.attributes, **own} if own else operation.attributes
+
+
+def _link_attributes(message: Message) -> Attributes | None:
+    """What differs between the messages of a batch stands on their links."""
+    attributes: dict[str, AttributeValue] = dict(message.attributes or {})
+    if message.id is not None:
+        attributes[semconv.MESSAGE_ID] = message.id
+    return attributes or None
+
+
+def _waited(message: Message, started_at: int | None) -> float | None:
+    """Seconds in the queue, without the delay that was asked for; not below 0 where two clocks differ."""
+    if message.sent_at is None:
+        return None
+    now = time.time() if started_at is None else started_at / 1e9
+    return max(0.0, now - message.sent_at - (message.delay or 0.0))
+
+
+# Errors
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether the operation failed: closing a generator and leaving the program in order are no failures."""
+    if isinstance(error, SystemExit):
+        return error.code not in (None, 0)
+    return not isinstance(error, GeneratorExit)
+
+
+def _type_name(error: BaseException) -> str:
+    """The exception's full class name, as the SDK writes it on the event."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as fault:  # a __str__ of the user's that raises
+        return f"<no text: {fault!r}>"
