@@ -1,0 +1,172 @@
+"""The jobs of the RQ tests, and the worker programs that perform them: ``python -m integration.rq_tasks <json>``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry import trace
+from redis import Redis
+from rq import Queue, SimpleWorker, Worker, get_current_job
+from rq.worker_pool import WorkerPool
+
+import queueprop.adapters.rq as adapter
+from integration.contract.telemetry import capture_logs, set_providers, tell
+
+
+def work(note: str = "") -> str:
+    """Tells what is current, in a span of its own."""
+    context = trace.get_current_span().get_span_context()
+    with trace.get_tracer("test").start_as_current_span("work"):
+        tell(
+            "seen",
+            {"note": note, "trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"},
+        )
+    return note
+
+
+async def work_async(note: str = "") -> str:
+    return work(note)
+
+
+def fail(times: int = 1000) -> None:
+    """Raises, the first ``times`` that any worker performs this job."""
+    work("fail")
+    job = _job()
+    if job.connection.incr(f"count-{job.id}") <= times:
+        raise ValueError("gave up")
+
+
+def replace_meta(how: str) -> None:
+    """Replaces its ``meta`` and fails the first time."""
+    job = _job()
+    if how == "assigned":
+        job.meta = {"step": 1}
+    elif how == "assigned and saved":
+        job.meta = {"step": 1}
+        job.save_meta()
+    else:
+        job.meta = {}
+        job.save_meta()
+    fail(1)
+
+
+def sleep(seconds: float) -> None:
+    work("sleep")
+    time.sleep(seconds)
+
+
+def swallow_timeouts_of_publishing(seconds: float) -> None:
+    """Publishes without end: the time limit most probably strikes in code of queueprop's."""
+    queue, end = _queue("elsewhere"), time.monotonic() + seconds
+    while time.monotonic() < end:
+        queue.enqueue(work)
+
+
+def publish_more(note: str = "") -> None:
+    work(note)
+    _queue("more").enqueue(work, "published by a job")
+
+
+def kill_itself() -> None:
+    work("kill")
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(10)
+
+
+def exit_hard(status: int) -> None:
+    work("exit")
+    os._exit(status)
+
+
+def leave() -> None:
+    sys.exit()
+
+
+def on_success(job: Any, connection: Any, result: Any) -> None:
+    work("on_success")
+
+
+def on_failure(job: Any, connection: Any, *error: Any) -> None:
+    work("on_failure")
+
+
+def fail_on_failure(job: Any, connection: Any, *error: Any) -> None:
+    work("on_failure")
+    raise KeyError("the callback failed too")
+
+
+def on_stopped(job: Any, connection: Any) -> None:
+    work("on_stopped")
+
+
+def horse_was_killed(job: Any, *how: Any) -> None:
+    work("work_horse_killed_handler")
+
+
+traced_work = adapter.traced_consumer(work)
+traced_work_async = adapter.traced_consumer()(work_async)
+traced_fail = adapter.traced_consumer(fail)
+
+
+def _job() -> Any:
+    return get_current_job()
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, connection=_job().connection)
+
+
+WORKERS: dict[str, Callable[..., Any]] = {
+    "fork": Worker,
+    "simple": SimpleWorker,
+    "traced fork": adapter.TracedWorker,
+    "traced simple": adapter.TracedSimpleWorker,
+}
+if adapter.SpawnWorker is not None:
+    WORKERS["spawn"] = adapter.SpawnWorker
+    WORKERS["traced spawn"] = adapter.TracedSpawnWorker
+
+
+def run_worker(
+    url: str,
+    queue: str,
+    worker: str,
+    *,
+    pool: int = 0,
+    instrumented: bool = True,
+    sdk: bool = True,
+    **options: Any,
+) -> None:
+    """Works off a queue in this process and its children."""
+    if sdk:
+        set_providers()
+    capture_logs()
+    if instrumented:
+        adapter.RQInstrumentor().instrument()
+    connection = Redis.from_url(url)
+    if pool:
+        WorkerPool([queue], connection=connection, num_workers=pool, worker_class=WORKERS[worker]).start(
+            burst=True
+        )
+        return
+    WORKERS[worker](
+        [Queue(queue, connection=connection)],
+        connection=connection,
+        work_horse_killed_handler=horse_was_killed,
+    ).work(burst=True, logging_level="WARNING", **options)
+
+
+def start_worker(url: str, queue: str, worker: str, **options: Any) -> subprocess.Popen[bytes]:
+    arguments = json.dumps({"url": url, "queue": queue, "worker": worker, **options})
+    return subprocess.Popen([sys.executable, "-m", "integration.rq_tasks", arguments])
+
+
+if __name__ == "__main__":
+    run_worker(**json.loads(sys.argv[1]))
