@@ -42,7 +42,11 @@ def send_span(
 
     An exception of the body makes the span an error and goes on. Nothing else is raised.
     """
-    return engine_for(settings).send(destination, _message(message, headers))
+    if message is None:
+        message = Message(headers)
+    elif headers is not None:
+        _said_twice()
+    return engine_for(settings).send(destination, message)
 
 
 def process_span(
@@ -61,7 +65,11 @@ def process_span(
     link for each. Arguments as for ``send_span``; ``headers`` are only read. An exception of the body makes the span
     an error and goes on. Nothing else is raised.
     """
-    return engine_for(settings).process(destination, _message(message, headers))
+    if message is None:
+        message = Message(headers)
+    elif headers is not None:
+        _said_twice()
+    return engine_for(settings).process(destination, message)
 
 
 def receive_span(
@@ -175,10 +183,14 @@ def _message(message: Message | Sequence[Message] | None, headers: object) -> Me
     if message is None:
         return Message(headers)
     if headers is not None:
-        guard.mistake(
-            "message= and headers= were both given", "the headers of message= are used; give one of the two"
-        )
+        _said_twice()
     return message
+
+
+def _said_twice() -> None:
+    guard.mistake(
+        "message= and headers= were both given", "the headers of message= are used; give one of the two"
+    )
 
 
 def _as_message(found: object) -> Message:

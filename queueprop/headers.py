@@ -30,10 +30,15 @@ def read_all(headers: object, names: Names) -> dict[str, list[object]]:
     """
     found: dict[str, list[object]] = {}
     try:
-        for key, value in _candidates(_pairs(headers), _lengths(names)):
-            name = _lowercase(key)
-            if name is not None and name in names:
-                found.setdefault(name, []).append(value)
+        pairs = headers.items() if type(headers) is dict else _pairs(headers)
+        for key, value in _candidates(pairs, _lengths(names)):
+            name = key.lower() if type(key) is str else _lowercase(key)
+            if name is None or name not in names:
+                continue
+            if name in found:
+                found[name].append(value)
+            else:
+                found[name] = [value]
     except Exception as error:
         guard.fault("reading the headers of a message", error)
     return found
@@ -118,7 +123,7 @@ def _replace_in_list(headers: list[object], names: Names, values: Mapping[str, s
 
 def _pairs(headers: object) -> Iterable[Any]:
     """The container's pairs, as something that can be walked through twice."""
-    if isinstance(headers, (dict, Mapping)):
+    if isinstance(headers, Mapping):
         return headers.items()
     if isinstance(headers, (list, tuple)):
         return headers

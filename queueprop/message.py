@@ -69,7 +69,7 @@ class Destination:
         return self.server_address
 
 
-@dataclass
+@dataclass(slots=True)
 class Message:
     """One message of one publish or delivery. Everything but its headers is optional.
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Attributes = Mapping[str, AttributeValue]
 
+_NO_MESSAGE = Message()
+
 # What a pull call raises when there is nothing to pull, or when it is given up: no span is made of it.
 _EMPTY_POLL = (queue.Empty, asyncio.QueueEmpty, asyncio.CancelledError, TimeoutError, asyncio.TimeoutError)
 
@@ -54,6 +56,8 @@ class MessageOperation(Scope):
     span: Span = INVALID_SPAN
     closed = False
     owner: str | None = None
+
+    _ends_plainly = True
 
     _started_at: int | None = None
     _instruments: Instruments | None = None
@@ -92,9 +96,13 @@ class MessageOperation(Scope):
             return
         self.closed = True
         try:
-            self._end(error)
+            if error is None and self._instruments is None and self._ends_plainly:
+                self.span.end()
+            else:
+                self._end(error)
         except Exception as fault:
             guard.fault(f"ending the span of {self.operation.span_name!r}", fault)
+        self._release()
 
     def fail(self, error_type: str, description: str) -> None:
         """Marks a failure that no exception tells: a negative acknowledgement, a killed worker."""
@@ -103,14 +111,17 @@ class MessageOperation(Scope):
             self.span.set_attribute(semconv.ERROR_TYPE, error_type)
             self.span.set_status(StatusCode.ERROR, description)
 
-    def __enter__(self) -> Span:
-        return self.open()
+    __enter__ = open
 
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         self.close(error)
         return False
+
+    def _release(self) -> None:
+        # The context knows this operation: without this the two would wait for the garbage collector.
+        self._context = self._previous = None
 
     def _open(self, current: Context) -> None:
         """Starts the span."""
@@ -128,12 +139,13 @@ class MessageOperation(Scope):
 
     def _start(self, parent: Context, attributes: Attributes, links: Sequence[Link] | None = None) -> Span:
         # With metrics the clock is ours, so that a duration equals its span's; else the SDK reads it.
-        instruments = self.engine.instruments()
+        engine = self.engine
+        instruments = engine.instruments()
         if instruments.enabled:
             self._instruments = instruments
             if self._started_at is None:
                 self._started_at = time.time_ns()
-        self.span = span = self.engine.start_span(self.operation, parent, attributes, links, self._started_at)
+        self.span = span = engine.start_span(self.operation, parent, attributes, links, self._started_at)
         return span
 
     def _end(self, error: BaseException | None) -> None:
@@ -189,7 +201,7 @@ class Send(MessageOperation):
     def _open(self, current: Context) -> None:
         engine, message = self.engine, self.messages[0]
         span = self._start(current, _attributes(self.operation, message))
-        engine.write(message, self.attach(current, {SPAN_KEY: span}))
+        engine.write(message, self.attach({**current, SPAN_KEY: span}, current))
         if engine.enriches_sends or message.describe is not None:
             engine.enrich(span, message, engine.settings.publish_hook)
 
@@ -217,7 +229,7 @@ class SendBatch(Send):
         links = [Link(self._create(create, message, current)) for message in self.messages]
         attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
         span = self._start(current, attributes, links)
-        self.attach(current, {SPAN_KEY: span})
+        self.attach({**current, SPAN_KEY: span}, current)
 
     def _create(self, create: Operation, message: Message, current: Context) -> SpanContext:
         span = self.engine.start_span(create, current, _attributes(create, message))
@@ -263,13 +275,17 @@ class Process(MessageOperation):
             self._is_counted = not _is_in_batch(current)
             _link_ambient(links, current, parent)
         span = self._start(parent, _attributes(self.operation, message, self._waited), links)
-        message.process_context = self.attach(_ambient(current), {**incoming, SPAN_KEY: span})
+        message.process_context = self.attach(_inside(current, incoming, span), current)
         if engine.enriches_processes or message.describe is not None:
             engine.enrich(span, message, engine.settings.consume_hook)
 
+    def _release(self) -> None:
+        self._context = self._previous = None
+        self.message = _NO_MESSAGE  # it knows the context, too
+
     def _carry(self, current: Context) -> None:
         incoming = propagation.read(self.message.headers, self.engine.baggage_allow).context
-        self.attach(_ambient(current), {**incoming, SPAN_KEY: get_current_span(incoming)})
+        self.attach(_inside(current, incoming, get_current_span(incoming)), current)
 
     def _is_within_itself(self, current: Context) -> bool:
         scope = current_scope(current)
@@ -322,7 +338,7 @@ class ProcessBatch(MessageOperation):
         links = _links_to(self.messages, creations)
         _link_ambient(links, current, parent)
         span = self._start(parent, attributes, links)
-        inside = self.attach(_ambient(current), {SPAN_KEY: span})
+        inside = self.attach(_inside(current, Context(), span), current)
         for message in self.messages:
             message.process_context = inside
         self._missing = [one.reason for one in found]
@@ -332,7 +348,7 @@ class ProcessBatch(MessageOperation):
                 engine.run_hook(hook, span, message)
 
     def _carry(self, current: Context) -> None:
-        self.attach(_ambient(current), {SPAN_KEY: INVALID_SPAN})
+        self.attach(_inside(current, Context(), INVALID_SPAN), current)
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
@@ -350,6 +366,8 @@ class Receive(MessageOperation):
 
     Nothing of it is current while the call runs: a span that waits for a message would be the parent of the wait.
     """
+
+    _ends_plainly = False
 
     def __init__(self, engine: Engine, operation: Operation, batch: bool = False) -> None:
         super().__init__(engine, operation)
@@ -388,7 +406,7 @@ class Settle(MessageOperation):
 
     def _open(self, current: Context) -> None:
         span = self._start(self._parent(current), _attributes(self.operation, self.message))
-        self.attach(current, {SPAN_KEY: span})
+        self.attach({**current, SPAN_KEY: span}, current)
 
     def _parent(self, current: Context) -> Context:
         """The message's process span, from any thread; else its creation context; else what is current."""
@@ -406,11 +424,12 @@ class Settle(MessageOperation):
 # Contexts
 
 
-def _ambient(current: Context) -> Context:
-    """What a handler keeps of the ambient context: neither its span nor its baggage."""
-    if BAGGAGE_KEY not in current:
-        return current
-    return Context({key: value for key, value in current.items() if key != BAGGAGE_KEY})
+def _inside(current: Context, incoming: Context, span: Span) -> dict[str, object]:
+    """What is current in a handler: the message's baggage and span, and not those of the ambient context."""
+    values: dict[str, object] = {**current, **incoming, SPAN_KEY: span}
+    if BAGGAGE_KEY in current and BAGGAGE_KEY not in incoming:
+        del values[BAGGAGE_KEY]
+    return values
 
 
 def _common_context(creations: Sequence[SpanContext]) -> Context:

@@ -15,7 +15,7 @@ from opentelemetry.context import Context, get_current, set_value
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import Getter, Setter, TextMapPropagator
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext
+from opentelemetry.trace import DEFAULT_TRACE_STATE, INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from queueprop import guard, w3c
@@ -118,26 +118,35 @@ class _W3C:
         found = read_all(headers, self._names)
         if not found:
             return Extraction(Context(), INVALID_SPAN_CONTEXT, "missing")
+        span_context = w3c.parse_traceparent(found[_TRACEPARENT]) if _TRACEPARENT in found else None
         values: dict[str, object] = {}
-        span_context, reason = _read_span(found)
-        if reason is None:
+        if span_context is not None:
+            if _TRACESTATE in found:
+                span_context = _with_tracestate(span_context, found[_TRACESTATE])
             values[SPAN_KEY] = NonRecordingSpan(span_context)
         if _BAGGAGE in found:
             members = _allowed(w3c.parse_baggage(found[_BAGGAGE]), allow)
             if members:
                 values[BAGGAGE_KEY] = members
-        return Extraction(Context(values), span_context, reason)
+        if span_context is not None:
+            return Extraction(Context(values), span_context, None)
+        return Extraction(
+            Context(values), INVALID_SPAN_CONTEXT, "malformed" if _TRACEPARENT in found else "missing"
+        )
 
     def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
-        values: dict[str, str] = {}
+        # Most messages come with an empty dict, and then that is what is filled.
+        is_fresh = type(headers) is dict and not headers
+        values: dict[str, str] = headers if is_fresh else {}
         try:
             if self._trace:
                 _write_span(values, context)
-            if self._baggage:
+            if self._baggage and BAGGAGE_KEY in context:
                 _write_baggage(values, context, allow)
         except Exception as error:
             guard.fault("writing the context of a message", error)
-        replace(headers, self._names, values)
+        if not is_fresh:
+            replace(headers, self._names, values)
 
 
 class _Other:
@@ -241,36 +250,29 @@ def _class_name(propagator: TextMapPropagator) -> str:
     return type(propagator).__qualname__
 
 
-def _read_span(found: dict[str, list[object]]) -> tuple[SpanContext, Reason]:
-    traceparent = found.get(_TRACEPARENT)
-    if traceparent is None:
-        return INVALID_SPAN_CONTEXT, "missing"
-    span_context = w3c.parse_traceparent(traceparent)
-    if span_context is None:
-        return INVALID_SPAN_CONTEXT, "malformed"
-    tracestate = found.get(_TRACESTATE)
-    if tracestate is None:
-        return span_context, None
-    return (
-        SpanContext(
-            span_context.trace_id,
-            span_context.span_id,
-            True,
-            span_context.trace_flags,
-            w3c.parse_tracestate(tracestate),
-        ),
-        None,
+def _with_tracestate(span_context: SpanContext, values: list[object]) -> SpanContext:
+    return SpanContext(
+        span_context.trace_id,
+        span_context.span_id,
+        True,
+        span_context.trace_flags,
+        w3c.parse_tracestate(values),
     )
 
 
 def _write_span(values: dict[str, str], context: Context) -> None:
-    span_context = trace.get_current_span(context).get_span_context()
+    span: Any = context.get(SPAN_KEY)
+    if span is None:
+        return
+    span_context = span.get_span_context()
     traceparent = w3c.format_traceparent(span_context)
     if not traceparent:
         return
     values[_TRACEPARENT] = traceparent
-    if span_context.trace_state:
-        tracestate = w3c.format_tracestate(span_context.trace_state)
+    trace_state = span_context.trace_state
+    # Most have the one empty state; its length is a call.
+    if trace_state is not DEFAULT_TRACE_STATE and trace_state:
+        tracestate = w3c.format_tracestate(trace_state)
         if tracestate:
             values[_TRACESTATE] = tracestate
 

@@ -9,8 +9,6 @@ a Context that does not know it is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -43,14 +41,11 @@ class Scope:
     _previous: Context | None = None
     _attached = False
 
-    def attach(self, base: Context, values: Mapping[str, object]) -> Context:
-        """Makes ``base`` with ``values`` current, until ``detach``. Returns that context."""
-        # A Context is a dict that refuses to be changed; nobody else has seen this one yet.
-        context = Context(base)
-        dict.update(context, values)
-        dict.__setitem__(context, _SCOPE_KEY, self)
-        self._context = context
-        self._previous = get_current()
+    def attach(self, values: dict[str, object], previous: Context) -> Context:
+        """Makes ``values`` current in place of ``previous``, until ``detach``. Returns the context of them."""
+        values[_SCOPE_KEY] = self
+        self._context = context = Context(values)
+        self._previous = previous
         attach(context)
         self._attached = True
         return context
@@ -90,7 +85,7 @@ class Carried(Scope):
         self.within = _mark(context)
 
     def open(self) -> None:
-        self.attach(self._values, {})
+        self.attach({**self._values}, get_current())
 
     def close(self, error: BaseException | None = None) -> None:
         self.detach()

@@ -47,6 +47,8 @@ class Engine:
         self._details = bool(settings.capture_headers or settings.body_size)
         self.enriches_sends = self._details or settings.publish_hook is not None
         self.enriches_processes = self._details or settings.consume_hook is not None
+        self._given_tracer_provider = settings.tracer_provider
+        self._given_meter_provider = settings.meter_provider
         self._tracer_provider: Any = None
         self._tracer: Any = None
         self._meter_provider: Any = None
@@ -142,7 +144,7 @@ class Engine:
         links: Sequence[Link] | None = None,
         started_at: int | None = None,
     ) -> Span:
-        provider = self.settings.tracer_provider or get_tracer_provider()
+        provider = self._given_tracer_provider or get_tracer_provider()
         if provider is not self._tracer_provider:
             self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
             self._tracer_provider = provider
@@ -155,7 +157,7 @@ class Engine:
         return span
 
     def instruments(self) -> Instruments:
-        provider = self.settings.meter_provider or get_meter_provider()
+        provider = self._given_meter_provider or get_meter_provider()
         if provider is not self._meter_provider:
             self._instruments = Instruments(provider, __version__)
             self._meter_provider = provider

@@ -29,6 +29,7 @@ _TRACEPARENT = re.compile(
     # What a later version adds: no control character, and no comma, which would begin a second header.
     r"(-[^\x00-\x08\x0a-\x1f\x7f,]*)?"
 )
+_TRACEPARENT_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})").fullmatch
 _KNOWN_FLAGS = 0x03  # sampled and random
 _FLAGS = {f"{flags:02x}": TraceFlags(flags & _KNOWN_FLAGS) for flags in range(256)}
 
@@ -68,24 +69,28 @@ def parse_traceparent(values: Sequence[object]) -> SpanContext | None:
     value = values[0] if isinstance(values[0], str) else text(values[0])
     if value is None or len(value) > _TRACEPARENT_LONGEST:
         return None
+    # Nearly all are of version 00 and valid: with less to look for this takes two thirds of the time.
+    plain = _TRACEPARENT_00(value)
+    if plain is not None:
+        trace_id, span_id = int(plain[1], 16), int(plain[2], 16)
+        return SpanContext(trace_id, span_id, True, _FLAGS[plain[3]]) if trace_id and span_id else None
     match = _TRACEPARENT.fullmatch(value) or _TRACEPARENT.fullmatch(value.strip(_OWS))
     if match is None:
         return None
-    version, trace_id, span_id, flags, rest = match.groups()
+    version, later_trace_id, later_span_id, flags, rest = match.groups()
     if rest is not None and version == "00":
         return None
-    return SpanContext(int(trace_id, 16), int(span_id, 16), True, _FLAGS[flags])
+    return SpanContext(int(later_trace_id, 16), int(later_span_id, 16), True, _FLAGS[flags])
 
 
 def format_traceparent(span_context: SpanContext) -> str:
     """Returns the ``traceparent`` of a span context, in version 00; '' when the span context is not valid."""
-    if not span_context.is_valid:
+    # Unpacked as the tuple that it is: each of its properties would be a call.
+    trace_id, span_id, _, flags, _, is_valid = span_context
+    if not is_valid:
         return ""
-    return "00-%032x-%016x-%02x" % (  # noqa: UP031 - twice as fast as an f-string here
-        span_context.trace_id,
-        span_context.span_id,
-        span_context.trace_flags & _KNOWN_FLAGS,
-    )
+    # Not an f-string: that takes twice as long here.
+    return "00-%032x-%016x-%02x" % (trace_id, span_id, flags & _KNOWN_FLAGS)  # noqa: UP031
 
 
 def parse_tracestate(values: Sequence[object]) -> TraceState:
