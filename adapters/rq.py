@@ -25,6 +25,7 @@ import functools
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -96,8 +97,11 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     Every job that the call makes gets a PRODUCER span. A job that was enqueued before keeps its own context.
     Raises TypeError for anything else.
     """
-    call = _traced(publish, _Hooks(engine_for(settings)))
-    return functools.wraps(publish)(call)
+    if hasattr(publish, _TRACED):
+        return publish
+    call = functools.wraps(publish)(_traced(publish, _Hooks(engine_for(settings))))
+    setattr(call, _TRACED, True)
+    return call
 
 
 @overload
@@ -127,6 +131,9 @@ class TracedWorkerMixin(_WorkerMethods):
     """
 
     queueprop_settings: ClassVar[Settings | None] = None
+
+    def work(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hooks.work(super().work, self, args, kwargs)
 
     def execute_job(self, *args: Any, **kwargs: Any) -> Any:
         return self._hooks.execute_job(super().execute_job, self, args, kwargs)
@@ -205,6 +212,7 @@ def _worker_patches(hooks: _Hooks) -> Iterator[Patch]:
     yield Patch(Worker, "wait_for_horse", hooks.wait_for_horse)
     if SpawnWorker is not None:
         yield Patch(SpawnWorker, "fork_work_horse", hooks.fork_work_horse)
+    yield Patch(_definer("work"), "work", hooks.work)
     yield Patch(_definer("perform_job"), "perform_job", hooks.perform_job)
     yield Patch(_definer("handle_exception"), "handle_exception", hooks.handle_exception)
     for name in ("handle_job_success", "handle_job_failure", "handle_job_retry"):
@@ -286,6 +294,14 @@ class _Hooks:
             return wrapped(*args, **kwargs)
 
     # The worker's side
+
+    def work(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around a worker's whole life. WorkerPool's are children of multiprocessing, which run no exit hooks."""
+        try:
+            return wrapped(*args, **kwargs)
+        finally:
+            if multiprocessing.parent_process() is not None:
+                flush(self.engine.settings.flush_timeout)
 
     def perform_job(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around all that a worker does with one job, outside of its time limits."""
@@ -687,6 +703,8 @@ def _unpickled(settings: dict[str, bytes]) -> Settings:
 
 
 # The explicit API
+
+_TRACED = "_queueprop_traced"
 
 
 def _traced(publish: Any, hooks: _Hooks) -> Callable[..., Any]:

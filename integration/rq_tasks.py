@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from redis import Redis
 from rq import Queue, SimpleWorker, Worker, get_current_job
 from rq.worker_pool import WorkerPool
@@ -62,7 +63,7 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def swallow_timeouts_of_publishing(seconds: float) -> None:
+def publish_on_and_on(seconds: float) -> None:
     """Publishes without end: the time limit most probably strikes in code of queueprop's."""
     queue, end = _queue("elsewhere"), time.monotonic() + seconds
     while time.monotonic() < end:
@@ -110,9 +111,24 @@ def horse_was_killed(job: Any, *how: Any) -> None:
     work("work_horse_killed_handler")
 
 
-traced_work = adapter.traced_consumer(work)
-traced_work_async = adapter.traced_consumer()(work_async)
-traced_fail = adapter.traced_consumer(fail)
+@adapter.traced_consumer
+def traced_work(note: str = "") -> str:
+    return work(note)
+
+
+@adapter.traced_consumer()
+async def traced_work_async(note: str = "") -> str:
+    return work(note)
+
+
+@adapter.traced_consumer
+def traced_fail(times: int = 1000) -> None:
+    fail(times)
+
+
+@adapter.traced_consumer
+def traced_replace_meta(how: str) -> None:
+    replace_meta(how)
 
 
 def _job() -> Any:
@@ -134,6 +150,17 @@ if adapter.SpawnWorker is not None:
     WORKERS["traced spawn"] = adapter.TracedSpawnWorker
 
 
+class _StuckExporter(SpanExporter):
+    """A Collector that takes connections and never answers."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        time.sleep(600)
+        return SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return False
+
+
 def run_worker(
     url: str,
     queue: str,
@@ -142,11 +169,14 @@ def run_worker(
     pool: int = 0,
     instrumented: bool = True,
     sdk: bool = True,
+    stuck: bool = False,
     **options: Any,
 ) -> None:
     """Works off a queue in this process and its children."""
     if sdk:
-        set_providers()
+        provider, _ = set_providers()
+        if stuck:
+            provider.add_span_processor(BatchSpanProcessor(_StuckExporter()))
     capture_logs()
     if instrumented:
         adapter.RQInstrumentor().instrument()
