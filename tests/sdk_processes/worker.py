@@ -1,0 +1,254 @@
+"""The program of tests/test_exit.py: ``worker.py <scenario>`` records spans and ends in one of many ways."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from opentelemetry import trace
+
+from queueprop.flush import flush
+from queueprop.sdk import configure_tracing
+
+
+def span(name: str) -> None:
+    trace.get_tracer("worker").start_span(name).end()
+
+
+def configure() -> None:
+    configure_tracing("worker", exit_timeout=float(os.environ.get("EXIT_TIMEOUT", "20")))
+
+
+def wait_for_signal() -> NoReturn:
+    print("ready", flush=True)
+    idle()
+
+
+def idle() -> NoReturn:
+    while True:
+        # Not signal.pause(): Python does not see a signal that comes just before it until the next one.
+        time.sleep(0.02)
+
+
+def normal() -> None:
+    configure()
+    span("done")
+
+
+def sys_exit() -> None:
+    configure()
+    span("done")
+    sys.exit(3)
+
+
+def uncaught() -> None:
+    configure()
+    span("done")
+    raise KeyError("on purpose")
+
+
+def sigterm() -> None:
+    configure()
+    atexit.register(print, "exit hook", flush=True)
+    span("done")
+    try:
+        with trace.get_tracer("worker").start_as_current_span("in hand"):
+            wait_for_signal()
+    finally:
+        print("finally", flush=True)
+
+
+def sigterm_after_main() -> None:
+    """The main thread has ended, and the interpreter waits for a thread that never ends."""
+    configure()
+    span("done")
+    main = threading.main_thread()
+
+    def forever() -> None:
+        # The thread is waited for from here on: the main thread has left its program.
+        main.join()
+        print("ready", flush=True)
+        threading.Event().wait()
+
+    threading.Thread(target=forever).start()
+
+
+def sigterm_swallowed() -> None:
+    configure()
+    span("done")
+    try:
+        wait_for_signal()
+    except BaseException as error:
+        print("swallowed", repr(error), flush=True)
+    threading.Event().wait()
+
+
+def _mine(signum: int, frame: object) -> None:
+    span("mine")
+    print("my handler", flush=True)
+    sys.exit(7)
+
+
+def handler_before() -> None:
+    signal.signal(signal.SIGTERM, _mine)
+    configure()
+    wait_for_signal()
+
+
+def handler_after() -> None:
+    configure()
+    signal.signal(signal.SIGTERM, _mine)
+    wait_for_signal()
+
+
+def fork() -> None:
+    """The parent's span is unsent when it forks; the children end normally, in sys.exit, and in os._exit."""
+    configure()
+    span("parent")
+    for name in ("end", "sys.exit", "os._exit"):
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            continue
+        span(name)
+        if name == "sys.exit":
+            sys.exit(0)
+        if name == "os._exit":
+            print("flushed", flush(20), flush=True)
+            os._exit(0)
+        return
+
+
+def sigterm_in_fork() -> None:
+    """SIGTERM comes while the hooks of the fork are running, before ours: in the child, then in the parent."""
+    target = "child"
+
+    def terminate(who: str) -> None:
+        if who == target:
+            signal.raise_signal(signal.SIGTERM)
+
+    os.register_at_fork(
+        after_in_parent=lambda: terminate("parent"), after_in_child=lambda: terminate("child")
+    )
+    configure()
+    pid = os.fork()
+    if not pid:
+        idle()
+    print("child", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    target = "parent"
+    span("parent")
+    if os.fork():
+        idle()
+
+
+def fork_after_export() -> None:
+    """The parent has an open connection when it forks, and uses it again."""
+    configure()
+    span("first")
+    flush(20)
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    span("parent" if pid else "child")
+    flush(20)
+
+
+def ids() -> None:
+    """Jobs that seed the random module, in children and in the parent."""
+    configure()
+    for _ in range(4):
+        pid = os.fork()
+        random.seed(1)
+        span("seeded")
+        if not pid:
+            return
+        os.waitpid(pid, 0)
+
+
+def _job(method: str) -> None:
+    span(method)
+
+
+def _configured_job(method: str) -> None:
+    configure()
+    span(method)
+
+
+def _run(method: str, target: object, *arguments: str) -> None:
+    process = multiprocessing.get_context(method).Process(target=target, args=arguments)  # type: ignore[attr-defined]
+    process.start()
+    process.join()
+    print("exitcode", process.exitcode, flush=True)
+
+
+def multiprocessing_inherited() -> None:
+    configure()
+    span("parent")
+    _run("fork", _job, "fork")
+
+
+def multiprocessing_configured() -> None:
+    for method in ("fork", "spawn", "forkserver"):
+        _run(method, _configured_job, method)
+
+
+def multiprocessing_imported() -> None:
+    """The main module configures at its top, as programs do: see the end of this file."""
+    for method in ("spawn", "forkserver"):
+        _run(method, _job, method)
+
+
+def multiprocessing_pool() -> None:
+    """The pool's exit terminates its workers."""
+    configure()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(_job, ["a", "b", "c", "d"])
+
+
+def multiprocessing_terminated() -> None:
+    configure()
+    reader, writer = os.pipe()
+    context = multiprocessing.get_context("fork")
+
+    def job() -> None:
+        span("terminated")
+        os.write(writer, b"r")
+        idle()
+
+    process = context.Process(target=job)
+    process.start()
+    os.read(reader, 1)
+    process.terminate()
+    process.join()
+    print("exitcode", process.exitcode, flush=True)
+
+
+def bounded_flush() -> None:
+    configure()
+    span("lost")
+    print("flushed", flush(0.2), flush=True)
+    os._exit(0)
+
+
+def bounded_fork() -> None:
+    configure()
+    pid = os.fork()
+    if not pid:
+        span("lost")
+        return
+    os.waitpid(pid, 0)
+    print("child ended", flush=True)
+
+
+if os.environ.get("CONFIGURE_ON_IMPORT"):
+    configure()
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
