@@ -1,0 +1,193 @@
+"""The processes that the demo starts, and the keeper that ends them when the demo cannot."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from queueprop.cli.demo import keeper
+from queueprop.cli.demo.processes import Died, Processes, accepts, free_port, until
+
+SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)",
+]
+WITH_A_CHILD = [
+    sys.executable,
+    "-c",
+    "import subprocess, sys, time;"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+    "print('ready', child.pid, flush=True); time.sleep(60)",
+]
+
+
+def _ignore(name: str, line: str) -> None:
+    pass
+
+
+def _is_there(pid: int) -> bool:
+    """Whether it runs; one that is dead and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # there is no /proc, or it has just ended
+        return not Path("/proc/self").exists()
+    return state != "Z"
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    until("the test", condition, 10)
+
+
+def test_nothing_is_left() -> None:
+    """At the end every process is gone, those that they have started too, and so is their folder."""
+    lines: list[tuple[str, str]] = []
+    with Processes(lambda name, line: lines.append((name, line))) as processes:
+        process = processes.start("parent", WITH_A_CHILD, {})
+        _wait(lambda: bool(lines))
+        folder = processes.folder
+    name, line = lines[0]
+    child = int(line.split()[1])
+    assert name == "parent"
+    assert process.has_printed("ready")
+    _wait(lambda: not _is_there(process.pid) and not _is_there(child))
+    assert not folder.exists()
+
+
+def test_environment() -> None:
+    """What is given is added to the environment, and what is given as empty is taken out of it."""
+    lines: list[str] = []
+    code = "import os; print(os.environ.get('GIVEN'), os.environ.get('PATH'))"
+    with Processes(lambda name, line: lines.append(line)) as processes:
+        processes.start("prints", [sys.executable, "-c", code], {"GIVEN": "x", "PATH": ""})
+        _wait(lambda: bool(lines))
+    assert lines == ["x None"]
+
+
+def test_process_that_ends_by_itself() -> None:
+    """Its status and its last lines are told."""
+    with Processes(_ignore) as processes:
+        process = processes.start(
+            "breaks", [sys.executable, "-c", "print('no good'); raise SystemExit(3)"], {}
+        )
+        with pytest.raises(Died, match=r"^breaks ended with status 3\nno good$"):
+            until("nothing", lambda: False, 10, process)
+
+
+def test_process_that_does_not_stop() -> None:
+    """SIGKILL ends what SIGTERM does not; stopping twice is once."""
+    with Processes(_ignore) as processes:
+        process = processes.start("stubborn", STUBBORN, {})
+        _wait(lambda: process.has_printed("ready"))
+        process.stop(grace=0.2)
+        process.stop()
+        assert not _is_there(process.pid)
+
+
+def test_waiting_has_an_end() -> None:
+    """A condition that does not come true is a TimeoutError that says what was waited for."""
+    with Processes(_ignore) as processes:
+        process = processes.start("sleeps", SLEEP, {})
+        with pytest.raises(TimeoutError, match=r"0\.1 s for rain"):
+            until("rain", lambda: False, 0.1, process)
+
+
+def test_signals_wait_until_a_process_is_noted() -> None:
+    """No signal handler raises between the start of a process and the note of it."""
+    held: list[str] = []
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        held.append("begin")
+        yield
+        held.append("end")
+
+    with Processes(_ignore, hold) as processes:
+        held.clear()
+        processes.start("sleeps", SLEEP, {})
+        assert held == ["begin", "end"]
+
+
+def test_demo_that_is_killed(tmp_path: Path) -> None:
+    """With SIGKILL nothing of the demo runs on to clean up: the keeper ends its processes and their folder."""
+    script = tmp_path / "demo.py"
+    script.write_text(
+        "import sys, time\n"
+        "from queueprop.cli.demo.processes import Processes\n"
+        "with Processes(lambda name, line: None) as processes:\n"
+        f"    process = processes.start('sleeps', {SLEEP!r}, {{}})\n"
+        "    print(process.pid, processes.folder, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    demo = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    pid, folder = demo.stdout.readline().split()
+    assert _is_there(int(pid))
+    demo.kill()
+    demo.wait()
+    demo.stdout.close()
+    _wait(lambda: not _is_there(int(pid)) and not Path(folder).exists())
+
+
+def test_keeper_that_is_killed() -> None:
+    """The demo itself stops everything all the same."""
+    with Processes(_ignore) as processes:
+        process = processes.start("sleeps", SLEEP, {})
+        processes._keeper.kill()
+        processes._keeper.wait()
+    assert not _is_there(process.pid)
+    os.rmdir(processes.folder)
+
+
+@pytest.mark.parametrize("command", [SLEEP, STUBBORN])
+def test_keeper_ends_what_is_left(command: list[str], tmp_path: Path) -> None:
+    """SIGTERM first, SIGKILL after the grace; a process that was taken back is left alone."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    left, taken_back = (
+        subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) for _ in range(2)
+    )
+    for process in (left, taken_back):
+        assert process.stdout is not None
+        process.stdout.readline()
+    keeper.main(str(folder), [f"+{left.pid}\n", f"+{taken_back.pid}\n", f"-{taken_back.pid}\n"], grace=0.5)
+    assert left.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert taken_back.poll() is None
+    assert not folder.exists()
+    taken_back.kill()
+    for process in (left, taken_back):
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_keeper_does_not_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When everything has been stopped in order, the keeper ends at once."""
+    monkeypatch.setattr("sys.argv", ["keeper.py", str(tmp_path / "none")])
+    monkeypatch.setattr("sys.stdin", ["+999999999\n"])
+    began = time.monotonic()
+    runpy.run_path(keeper.__file__, run_name="__main__")
+    assert time.monotonic() - began < keeper.GRACE
+
+
+def test_ports() -> None:
+    """A port that was given out is free, and listening there shows."""
+    port = free_port()
+    assert not accepts(port)
+    with socket.create_server(("127.0.0.1", port)):
+        assert accepts(port)
