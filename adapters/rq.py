@@ -406,8 +406,8 @@ class _Hooks:
         """How RQ learns that a horse is dead. What it then does (callbacks, the retry) belongs to the job."""
         result = wrapped(*args, **kwargs)
         horse = _watched.get()
-        if horse is not None and result[1]:
-            horse.died(result[1], stopped=worker._stopped_job_id == horse.job.id)
+        if horse is not None:
+            horse.exited(result[1], stopped=worker._stopped_job_id == horse.job.id)
         return result
 
     def fork_work_horse(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
@@ -524,9 +524,9 @@ class _Horse:
         finally:
             os.set_inheritable(self.write_end, False)
 
-    def died(self, status: int, *, stopped: bool) -> None:
+    def exited(self, status: int | None, *, stopped: bool) -> None:
         self._status, self._stopped = status, stopped
-        if not self._has_told():
+        if status != 0 and not self._has_told():
             self.performance.begin()
 
     def is_child_of_this_process(self) -> bool:
@@ -657,11 +657,11 @@ class _JoiningOs:
 def _prologue(fd: int, what: str, settings: Settings) -> str:
     return f"""
 try:
-    from queueprop.adapters.rq import _join_parent
+    from queueprop.adapters import rq as _queueprop
 except ImportError:
     pass
 else:
-    _join_parent({fd}, {what!r}, {_AUTO_INSTRUMENTATION in sys.modules}, {_pickled(settings)!r})
+    _queueprop._join_parent({fd}, {what!r}, {_AUTO_INSTRUMENTATION in sys.modules}, {_pickled(settings)!r})
 """
 
 
@@ -714,6 +714,7 @@ def _traced(publish: Any, hooks: _Hooks) -> Callable[..., Any]:
     if isinstance(owner, Queue):
         return lambda *args, **kwargs: getattr(_traced_queue(owner, hooks), publish.__name__)(*args, **kwargs)
     if Group is not None and isinstance(owner, Group):
+        # Its own parameter has the same name, and may be given by it.
         return lambda queue, *args, **kwargs: publish(_traced_queue(queue, hooks), *args, **kwargs)
     if _job_decorator_of(publish) is not None:
         return lambda *args, **kwargs: _with_traced_queue(publish, hooks)(*args, **kwargs)
@@ -816,7 +817,7 @@ def _destination(queue_name: str, connection: Any) -> Destination:
     if "path" in options:  # a Unix socket
         return _destination_at(queue_name, options["path"], None)
     host = options.get("host")
-    return _destination_at(queue_name, host, int(options.get("port") or 6379) if host else None)
+    return _destination_at(queue_name, host, int(options.get("port", 6379)) if host else None)
 
 
 def _carrier_for(meta: Any) -> dict[str, Any]:

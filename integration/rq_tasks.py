@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
@@ -139,15 +138,15 @@ def _queue(name: str) -> Queue:
     return Queue(name, connection=_job().connection)
 
 
-WORKERS: dict[str, Callable[..., Any]] = {
+WORKERS: dict[str, Any] = {
     "fork": Worker,
     "simple": SimpleWorker,
     "traced fork": adapter.TracedWorker,
     "traced simple": adapter.TracedSimpleWorker,
 }
-if adapter.SpawnWorker is not None:
-    WORKERS["spawn"] = adapter.SpawnWorker
+if hasattr(adapter, "TracedSpawnWorker"):
     WORKERS["traced spawn"] = adapter.TracedSpawnWorker
+    WORKERS["spawn"] = adapter.TracedSpawnWorker.__mro__[2]
 
 
 class _StuckExporter(SpanExporter):

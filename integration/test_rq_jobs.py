@@ -256,7 +256,7 @@ def test_another_serializer_carries_the_context(rig: Rig) -> None:
     """The context is plain text in meta, which JSON stores too."""
     queue = Queue(rig.queue.name, connection=rig.connection, serializer=JSONSerializer)
     job = rig.traced(queue.enqueue)(tasks.work, "json", meta={"own": 1})
-    raw = rig.connection.hget(job.key, "meta")
+    raw: Any = rig.connection.hget(job.key, "meta")
     assert set(json.loads(raw)) == {"own", "queueprop"}
 
 
@@ -423,7 +423,7 @@ def test_meta_that_cannot_be_read_is_left_as_it_is(instrumented: Rig) -> None:
     instrumented.work("fork")
     assert [span.status for span in instrumented.consumers] == ["ERROR", "UNSET"]
     assert all(span.parent_id is None for span in instrumented.consumers)
-    raw = instrumented.connection.hget(job.key, "meta")
+    raw: Any = instrumented.connection.hget(job.key, "meta")
     assert raw == b"no pickle" if hasattr(job, "_unreadable_meta") else b"queueprop" not in raw
 
 
@@ -677,7 +677,7 @@ def test_a_pool_of_workers_loses_no_span(instrumented: Rig, worker: str) -> None
 # Spawned work horses
 
 
-@pytest.mark.skipif(adapter.SpawnWorker is None, reason="SpawnWorker came with RQ 2.2")
+@pytest.mark.skipif("spawn" not in tasks.WORKERS, reason="SpawnWorker came with RQ 2.2")
 @pytest.mark.parametrize("worker", ["spawn", "traced spawn"])
 def test_a_spawned_horse_without_an_sdk_has_its_span_from_the_parent(instrumented: Rig, worker: str) -> None:
     """An SDK set up in code does not reach the spawned program: the parent makes the span, with the outcome."""
@@ -691,7 +691,7 @@ def test_a_spawned_horse_without_an_sdk_has_its_span_from_the_parent(instrumente
 
 
 _LAUNCHED = ["rq.Worker", "queueprop.adapters.rq.TracedWorker"]
-if adapter.SpawnWorker is not None:
+if "spawn" in tasks.WORKERS:
     _LAUNCHED += ["rq.worker.SpawnWorker", "queueprop.adapters.rq.TracedSpawnWorker"]
 
 

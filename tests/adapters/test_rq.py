@@ -1,0 +1,1043 @@
+"""The RQ adapter without a broker: RQ's own queues and jobs on a connection that forgets everything."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from unittest.mock import MagicMock
+
+import pytest
+
+pytest.importorskip("rq")
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span, get_tracer
+from rq import Queue, Retry, SimpleWorker, Worker
+from rq.decorators import job as rq_job
+from rq.job import Job
+from rq.timeouts import JobTimeoutException
+
+import queueprop
+from queueprop import Settings, guard
+from queueprop.adapters import rq as adapter
+from queueprop.spans import engine_for
+from queueprop.testing import CapturedSpans
+
+Group: Any = getattr(sys.modules.get("rq.group"), "Group", None)
+SpawnWorker: Any = getattr(sys.modules["rq.worker"], "SpawnWorker", None)
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def work(note: str = "") -> str:
+    return note
+
+
+def fail() -> None:
+    raise ValueError("gave up")
+
+
+def forgetful(**options: Any) -> MagicMock:
+    connection = MagicMock()
+    setattr(connection, "__rq_redis_server_version", (7, 0, 0))  # where RQ 1 keeps it
+    connection.connection_pool.connection_kwargs = options or {"host": "redis.example", "port": 6380}
+    return connection
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return make_queue()
+
+
+def make_queue(**options: Any) -> Queue:
+    made = Queue("orders", connection=forgetful(), **options)
+    made.redis_server_version = (7, 0, 0)
+    return made
+
+
+@pytest.fixture
+def instrumented() -> Iterator[adapter.RQInstrumentor]:
+    instrumentor = adapter.RQInstrumentor()
+    instrumentor.instrument()
+    yield instrumentor
+    instrumentor.uninstrument()
+
+
+@pytest.fixture
+def hooks() -> adapter._Hooks:
+    return adapter._Hooks(engine_for(), spawned="all")
+
+
+def make_job(meta: Any = None, function: Any = work, **options: Any) -> Job:
+    options.setdefault("connection", forgetful())
+    return Job.create(function, meta=meta, origin="orders", **options)
+
+
+def delivered(**carrier: Any) -> Job:
+    """A job as a worker has it: with a context, enqueued a second ago."""
+    job = make_job({"own": 1, "queueprop": {"traceparent": TRACEPARENT, **carrier}})
+    job.enqueued_at = datetime.now(timezone.utc) - timedelta(seconds=1)
+    return job
+
+
+def context_of(span: ReadableSpan) -> str:
+    context = span.get_span_context()
+    assert context is not None
+    return f"{context.trace_id:032x}-{context.span_id:016x}"
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def carried(job: Any) -> str:
+    return str(job.meta["queueprop"]["traceparent"])[3:52]
+
+
+class TestPublishing:
+    WAYS: ClassVar[dict[str, Callable[[Queue], Any]]] = {
+        "enqueue": lambda queue: adapter.traced_publish(queue.enqueue)(work, "a"),
+        "enqueue_call": lambda queue: adapter.traced_publish(queue.enqueue_call)(work, ("a",)),
+        "enqueue_at": lambda queue: adapter.traced_publish(queue.enqueue_at)(datetime.now(), work, "a"),
+        "enqueue_in": lambda queue: adapter.traced_publish(queue.enqueue_in)(timedelta(1), work, "a"),
+        "enqueue_job": lambda queue: adapter.traced_publish(queue.enqueue_job)(job=make_job()),
+        "schedule_job": lambda queue: adapter.traced_publish(queue.schedule_job)(make_job(), datetime.now()),
+        "partial": lambda queue: adapter.traced_publish(functools.partial(queue.enqueue, work))("a"),
+        "twice": lambda queue: adapter.traced_publish(adapter.traced_publish(queue.enqueue))(work, "a"),
+        "delay": lambda queue: adapter.traced_publish(decorated(queue).delay)("a"),
+        "delay to a named queue": lambda queue: adapter.traced_publish(
+            decorated("orders", connection=forgetful(), queue_class=NamedQueue).delay
+        )("a"),
+    }
+
+    @pytest.mark.parametrize("way", list(WAYS))
+    def test_the_explicit_api_traces_each_way(
+        self, captured_spans: CapturedSpans, queue: Queue, way: str
+    ) -> None:
+        """One PRODUCER span, named after the queue, and its context in the job's meta."""
+        job = self.WAYS[way](queue)
+        [span] = captured_spans
+        assert (span.name, span.kind) == ("publish orders", SpanKind.PRODUCER)
+        assert attributes(span)["messaging.message.id"] == job.id
+        assert carried(job) == context_of(span)
+
+    @pytest.mark.parametrize("way", list(WAYS))
+    def test_the_instrumentor_traces_each_way_once(
+        self, captured_spans: CapturedSpans, instrumented: object, queue: Queue, way: str
+    ) -> None:
+        """The explicit API above the instrumentor is still one publish."""
+        job = self.WAYS[way](queue)
+        [span] = captured_spans
+        assert carried(job) == context_of(span)
+
+    def test_the_attributes_are_those_of_the_conventions(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """System, operation, destination, message id, server, and the function, which is RQ's subject."""
+        job = adapter.traced_publish(queue.enqueue)(work)
+        assert attributes(captured_spans[0]) == {
+            "messaging.system": "rq",
+            "messaging.operation.name": "publish",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": "orders",
+            "messaging.message.id": job.id,
+            "server.address": "redis.example",
+            "server.port": 6380,
+            "code.function.name": f"{work.__module__}.work",
+        }
+
+    @pytest.mark.parametrize(
+        ("options", "address", "port"),
+        [
+            ({"path": "/run/redis.sock"}, "/run/redis.sock", None),
+            ({"host": "redis"}, "redis", 6379),
+            ({"db": 1}, None, None),
+        ],
+    )
+    def test_the_server_is_the_connection_s(
+        self, captured_spans: CapturedSpans, options: Any, address: str | None, port: int | None
+    ) -> None:
+        """A Unix socket has its path for an address; a connection that tells nothing has none."""
+        queue = make_queue()
+        queue.connection = forgetful(**options)
+        adapter.traced_publish(queue.enqueue)(work)
+        found = attributes(captured_spans[0])
+        assert (found.get("server.address"), found.get("server.port")) == (address, port)
+
+    def test_the_user_s_queue_and_decorator_stay_as_they_are(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """Wrapping traces the wrapper alone: the same queue called directly makes no span."""
+        task = decorated(queue)
+        adapter.traced_publish(queue.enqueue)(work)
+        adapter.traced_publish(task.delay)("a")
+        before = len(captured_spans)
+        queue.enqueue(work)
+        task.delay("a")
+        assert len(captured_spans) == before == 2
+        assert not {"enqueue_job", "schedule_job", "enqueue_many"} & set(vars(queue))
+
+    @pytest.mark.parametrize("meta", [None, {}, {"own": 1}])
+    def test_meta_is_copied(self, captured_spans: CapturedSpans, queue: Queue, meta: Any) -> None:
+        """The caller's dict has what it had; the job has that and the context."""
+        before = dict(meta or {})
+        job = adapter.traced_publish(queue.enqueue)(work, meta=meta)
+        assert (meta or {}) == before
+        assert {key: value for key, value in job.meta.items() if key != "queueprop"} == before
+
+    def test_forwarded_meta_carries_the_new_context_only(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """A job that publishes with the meta it got: one traceparent, the new one; the old meta is untouched."""
+        old = delivered(tracestate="a=1", baggage="b=2").meta
+        kept = dict(old["queueprop"])
+        job = adapter.traced_publish(queue.enqueue)(work, meta=old)
+        assert job.meta["queueprop"] == {"traceparent": f"00-{context_of(captured_spans[0])}-03"} or (
+            set(job.meta["queueprop"]) == {"traceparent"} and carried(job) == context_of(captured_spans[0])
+        )
+        assert old["queueprop"] == kept
+
+    def test_without_a_propagator_a_stale_context_goes(
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No SDK and no context: nothing is invented, and what was there is not passed off as ours."""
+        job = adapter.traced_publish(queue.enqueue)(work, meta=delivered().meta)
+        assert job.meta == {"own": 1}
+        assert adapter.traced_publish(queue.enqueue)(work, meta={"own": 1}).meta == {"own": 1}
+
+    def test_a_meta_that_is_no_dict_is_left_alone(self, captured_spans: CapturedSpans, queue: Queue) -> None:
+        """RQ takes more than dicts; the publish has its span, and no context can travel."""
+        meta: Any = ["not", "a", "dict"]
+        assert adapter.traced_publish(queue.enqueue)(work, meta=meta).meta == meta
+        assert len(captured_spans) == 1
+
+    def test_meta_that_rq_could_not_read_is_left_alone(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """From RQ 3 on it writes the stored bytes back, if nobody touched the placeholder."""
+        job: Any = make_job({"unserialized": b"?"})
+        job._unreadable_meta = b"?"
+        adapter.traced_publish(queue.enqueue_job)(job)
+        assert job.meta == {"unserialized": b"?"}
+
+    def test_a_job_that_was_enqueued_before_is_no_publish(
+        self, captured_spans: CapturedSpans, instrumented: object, queue: Queue
+    ) -> None:
+        """RQ's retries and repeats pass schedule_job: the job keeps its context, and there is no span."""
+        job = delivered()
+        queue.schedule_job(job, datetime.now())
+        queue.enqueue_job(job)
+        assert job.meta["queueprop"] == {"traceparent": TRACEPARENT}
+        assert len(captured_spans) == 0
+
+    def test_a_job_without_an_id_may_not_be_given_one_when_it_must_be_unique(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, queue: Queue
+    ) -> None:
+        """RQ refuses unique=True without an id of the caller's; asking for the id would make one up."""
+        job = make_job()
+        hooks.publish(lambda *args, **kwargs: job._id, queue, (job,), {"unique": True})
+        assert job._id is None
+
+    def test_a_failed_publish_has_its_exception_on_the_span(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """The caller gets the very same exception."""
+        lost = OSError("gone")
+        connection: Any = queue.connection
+        connection.pipeline.side_effect = lost
+        with pytest.raises(OSError, match="gone") as raised:
+            adapter.traced_publish(queue.enqueue)(work)
+        assert raised.value is lost
+        assert captured_spans[0].status.status_code is StatusCode.ERROR
+
+    def test_a_delay_is_told(self, captured_spans: CapturedSpans, queue: Queue) -> None:
+        """Seconds that the job is meant to wait; never negative."""
+        at = adapter.traced_publish(queue.enqueue_at)
+        for offset in (60, -60):
+            at(datetime.now(timezone.utc) + timedelta(seconds=offset), work)
+        delays = [attributes(span)["queueprop.message.delay"] for span in captured_spans]
+        assert 59 < delays[0] <= 60
+        assert delays[1] == 0
+
+    def test_suppressed_there_is_no_span_and_no_context(
+        self, captured_spans: CapturedSpans, instrumented: object, queue: Queue
+    ) -> None:
+        """suppress_instrumentation(): the job is enqueued as it is."""
+        from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+        with suppress_instrumentation():
+            assert queue.enqueue(work).meta == {}
+            assert queue.enqueue_many([Queue.prepare_data(work)])[0].meta == {}
+        assert len(captured_spans) == 0
+
+    @pytest.mark.parametrize("publish", [print, work, "enqueue", SimpleNamespace(), make_job().save])
+    def test_what_publishes_nothing_is_refused(self, publish: Any) -> None:
+        """One clear line that names what it got."""
+        with pytest.raises(TypeError, match="traced_publish wants a method of a queue"):
+            adapter.traced_publish(publish)
+
+    @pytest.mark.parametrize("break_", ["_destination", "_with_carrier"])
+    def test_a_fault_of_ours_does_not_reach_the_publish(
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch, break_: str
+    ) -> None:
+        """The guard takes it, and the job is enqueued without a context."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, break_, MagicMock(side_effect=RuntimeError("ours")))
+        assert adapter.traced_publish(queue.enqueue)(work, meta={"own": 1}).meta == {"own": 1}
+        datas = [Queue.prepare_data(work, meta={"own": 1})]
+        assert adapter.traced_publish(queue.enqueue_many)(datas)[0].meta == {"own": 1}
+
+
+class NamedQueue(Queue):
+    """@job with a queue's name makes the queue by itself."""
+
+    def get_redis_server_version(self) -> tuple[int, int, int]:
+        return (7, 0, 0)
+
+
+def decorated(queue: Any, **options: Any) -> Any:
+    def task(note: str) -> None: ...
+
+    options.setdefault("connection", getattr(queue, "connection", None))
+    return rq_job(queue, meta={"own": 1}, **options)(task)
+
+
+class TestPublishingMany:
+    def test_each_job_has_a_create_span(
+        self, captured_spans: CapturedSpans, instrumented: object, queue: Queue
+    ) -> None:
+        """PRODUCER spans for the jobs, whose contexts they carry; a CLIENT span for the call links them."""
+        datas = [
+            Queue.prepare_data(work, meta={"own": 1}),
+            Queue.prepare_data("tests.work", job_id="mine", retry=Retry(max=4)),
+            Queue.prepare_data(functools.partial(work)),
+        ]
+        jobs = queue.enqueue_many(iter(datas))
+        *creates, send = captured_spans
+        assert [span.name for span in creates] == ["create orders"] * 3
+        assert [carried(job) for job in jobs] == [context_of(span) for span in creates]
+        assert [attributes(span)["messaging.message.id"] for span in creates] == [job.id for job in jobs]
+        assert [attributes(span).get("code.function.name") for span in creates] == [
+            f"{work.__module__}.work",
+            "tests.work",
+            None,
+        ]
+        assert (send.name, send.kind) == ("publish orders", SpanKind.CLIENT)
+        assert len(send.links) == 3
+        assert [job.meta["queueprop"].get("retries") for job in jobs] == [None, "4", None]
+        assert datas[0].meta == {"own": 1}
+        assert datas[1].meta is None
+
+    def test_by_keyword_and_twice_over_it_is_one_batch(
+        self, captured_spans: CapturedSpans, instrumented: object, queue: Queue
+    ) -> None:
+        """The explicit API above the instrumentor."""
+        adapter.traced_publish(queue.enqueue_many)(job_datas=[Queue.prepare_data(work)])
+        assert [span.name for span in captured_spans] == ["create orders", "publish orders"]
+
+    def test_an_id_is_only_chosen_as_rq_itself_would(
+        self, captured_spans: CapturedSpans, queue: Queue
+    ) -> None:
+        """A job class of the user's may make its own ids."""
+
+        class OwnJob(Job):
+            pass
+
+        queue.job_class = OwnJob
+        seen = []
+        adapter._Hooks(engine_for()).publish_many(
+            lambda datas: seen.extend(datas), queue, ([Queue.prepare_data(work)],), {}
+        )
+        assert seen[0].job_id is None
+
+    def test_what_is_no_batch_is_rq_s_to_refuse(self, queue: Queue) -> None:
+        """Its own TypeError comes out."""
+        with pytest.raises(TypeError):
+            adapter.traced_publish(queue.enqueue_many)(None)  # type: ignore[arg-type]
+
+    @pytest.mark.skipif(Group is None, reason="groups came with RQ 2")
+    @pytest.mark.parametrize("by_keyword", [False, True])
+    def test_a_group_s_jobs_are_traced(
+        self, captured_spans: CapturedSpans, queue: Queue, by_keyword: bool
+    ) -> None:
+        """Its enqueue_many is given the queue."""
+        publish: Any = adapter.traced_publish(Group.create(queue.connection).enqueue_many)
+        datas = [Queue.prepare_data(work)]
+        publish(queue=queue, job_datas=datas) if by_keyword else publish(queue, datas)
+        assert [span.name for span in captured_spans] == ["create orders", "publish orders"]
+
+
+class TestPerforming:
+    def perform(
+        self, hooks: adapter._Hooks, job: Job, wrapped: Callable[..., Any], worker: Any = None
+    ) -> Any:
+        worker = worker or SimpleNamespace(is_horse=False)
+        return hooks.perform_job(wrapped, worker, (job, make_queue()), {})
+
+    def test_it_runs_inside_the_span_of_the_message_s_trace(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """Kind, parent, link, attributes: those of the conventions; and nothing is current afterwards."""
+        job = delivered()
+        inside = []
+        self.perform(hooks, job, lambda *args: inside.append(get_current_span()))
+        [span] = captured_spans
+        assert inside[0].get_span_context() == span.get_span_context()
+        assert not get_current_span().get_span_context().is_valid
+        assert (span.name, span.kind) == ("process orders", SpanKind.CONSUMER)
+        assert span.parent is not None
+        assert f"{span.parent.span_id:016x}" == TRACEPARENT[36:52]
+        assert len(span.links) == 1
+        found = attributes(span)
+        assert 1 <= found.pop("queueprop.message.queue_time") < 5
+        assert found == {
+            "messaging.system": "rq",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": "orders",
+            "messaging.message.id": job.id,
+            "queueprop.message.delivery_attempt": 1,
+            "server.address": "redis.example",
+            "server.port": 6380,
+            "code.function.name": f"{work.__module__}.work",
+        }
+
+    def test_it_is_performed_once_whatever_layers_there_are(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """A traced worker under the instrumentor."""
+        job = delivered()
+        self.perform(hooks, job, lambda *args: self.perform(hooks, job, lambda *args: None))
+        assert len(captured_spans) == 1
+
+    def test_rq_1_tells_times_without_a_zone(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """They are UTC."""
+        job = delivered()
+        assert job.enqueued_at is not None
+        job.enqueued_at = job.enqueued_at.astimezone(timezone.utc).replace(tzinfo=None)
+        self.perform(hooks, job, lambda *args: None)
+        assert 1 <= attributes(captured_spans[0])["queueprop.message.queue_time"] < 5
+
+    @pytest.mark.parametrize("meta", [None, {"own": 1}, ["no dict"], {"queueprop": 7}, {"queueprop": None}])
+    def test_without_a_context_it_is_a_root(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, meta: Any
+    ) -> None:
+        """Whatever stands in meta, the job is performed, also inside another span."""
+        with get_tracer("test").start_as_current_span("poller"):
+            assert self.perform(hooks, make_job(meta), lambda *args: "done") == "done"
+        assert captured_spans.kind(SpanKind.CONSUMER)[0].parent is None
+
+    @pytest.mark.parametrize(
+        ("carrier", "state", "attempt"),
+        [
+            ({}, {}, 1),
+            ({"retries": "3"}, {"retries_left": 3}, 1),
+            ({"retries": "3"}, {"retries_left": 1, "started_at": datetime.now()}, 3),
+            ({"retries": "3"}, {"retries_left": 2, "number_of_retries": 1}, 3),
+            ({}, {"number_of_retries": 2, "started_at": datetime.now()}, 3),
+            ({}, {"started_at": datetime.now()}, None),
+            ({"retries": "many"}, {"retries_left": 2}, None),
+            ({"retries": 3}, {"retries_left": 2}, None),
+        ],
+    )
+    def test_the_attempt_is_told_where_rq_knows_it(
+        self, hooks: adapter._Hooks, carrier: Any, state: Any, attempt: int | None
+    ) -> None:
+        """RQ counts the retries that are left; how many there were comes with the context."""
+        job = delivered(**carrier)
+        for name, value in state.items():
+            setattr(job, name, value)
+        assert adapter._attempt(job, job.meta["queueprop"]) == attempt
+
+    def test_a_job_without_a_carrier_tells_its_first_attempt(self) -> None:
+        """What was published without us has not been started yet."""
+        assert adapter._attempt(make_job(), adapter._NOTHING) == 1
+
+    @pytest.mark.parametrize("callback_fails", [False, True])
+    def test_the_job_s_own_error_is_on_the_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, callback_fails: bool
+    ) -> None:
+        """RQ keeps the exception to itself, and hands in the callback's when that fails as well."""
+        job = delivered()
+        worker = SimpleNamespace(is_horse=False)
+
+        def as_rq_does(*args: Any) -> bool:
+            try:
+                fail()
+            except ValueError:
+                exc_info = sys.exc_info()
+                try:
+                    if callback_fails:
+                        raise KeyError
+                except KeyError:
+                    exc_info = sys.exc_info()
+                hooks.handle_exception(lambda *args: None, worker, (job, *exc_info), {})
+            return False
+
+        assert self.perform(hooks, job, as_rq_does, worker) is False
+        assert attributes(captured_spans[0])["error.type"] == "ValueError"
+        assert captured_spans[0].status.description == "gave up"
+
+    def test_an_error_that_is_handed_in_afterwards_counts_too(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """An exception handler may be called outside of the except block; the first error wins."""
+        job = delivered()
+
+        def late(*args: Any) -> None:
+            for error in (ValueError("first"), KeyError("second")):
+                hooks.handle_exception(lambda *args: None, None, (job, type(error), error, None), {})
+
+        self.perform(hooks, job, late)
+        assert captured_spans[0].status.description == "first"
+
+    def test_an_error_of_another_job_is_not_this_one_s(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """Workers also clean up after jobs of others."""
+        error = ValueError()
+        other = make_job()
+        self.perform(
+            hooks,
+            delivered(),
+            lambda *args: hooks.handle_exception(lambda *a: None, None, (other, ValueError, error, None), {}),
+        )
+        hooks.handle_exception(lambda *a: None, None, (other, ValueError, error, None), {})
+        assert captured_spans[0].status.status_code is StatusCode.UNSET
+
+    @pytest.mark.parametrize("status", [None, 0, 3])
+    def test_leaving_the_process_is_a_failure(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, status: int | None
+    ) -> None:
+        """SystemExit of a job: RQ fails it, so the span does, and it goes on as it was."""
+
+        def leave(*args: Any) -> None:
+            sys.exit(status)
+
+        with pytest.raises(SystemExit):
+            self.perform(hooks, delivered(), leave)
+        assert attributes(captured_spans[0])["error.type"] == "SystemExit"
+        assert captured_spans[0].status.status_code is StatusCode.ERROR
+
+    def test_a_time_limit_goes_through(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
+        """RQ's exception is let through by the guard, wherever it was raised."""
+        with pytest.raises(JobTimeoutException):
+            guard.fault("anything", JobTimeoutException("too long"))
+
+    def test_a_fault_of_ours_does_not_reach_the_job(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is performed untraced, in this process or in a work horse."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, "_destination", MagicMock(side_effect=RuntimeError("ours")))
+        assert self.perform(hooks, delivered(), lambda *args: "done") == "done"
+        worker = Worker.__new__(Worker)
+        assert hooks.execute_job(lambda *args: "done", worker, (delivered(), make_queue()), {}) == "done"
+        assert len(captured_spans) == 0
+
+
+class TestMeta:
+    @pytest.mark.parametrize(
+        ("replaced", "stored"),
+        [
+            ({"step": 1}, {"step": 1, "queueprop": {"traceparent": TRACEPARENT}}),
+            ({"queueprop": "of another"}, {"queueprop": {"traceparent": TRACEPARENT}}),
+            ({}, {}),
+            (["no dict"], ["no dict"]),
+        ],
+    )
+    def test_while_rq_stores_the_job_its_context_is_there(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, replaced: Any, stored: Any
+    ) -> None:
+        """The user's replacement is stored with the context, and is the user's object again afterwards."""
+        job = delivered()
+        seen = []
+
+        def performed(*args: Any) -> None:
+            job.meta = replaced
+            hooks.store_job(lambda **kwargs: seen.append(job.meta), None, (), {"job": job})
+
+        before = dict(replaced) if isinstance(replaced, dict) else replaced
+        hooks.perform_job(performed, SimpleNamespace(is_horse=False), (job, make_queue()), {})
+        assert seen == [stored]
+        assert job.meta is replaced
+        assert replaced == before
+
+    def test_a_job_that_empties_its_meta_and_saves_it_keeps_its_context(
+        self, captured_spans: CapturedSpans, instrumented: adapter.RQInstrumentor, hooks: adapter._Hooks
+    ) -> None:
+        """Job.save_meta stores an empty meta, which RQ's own saving never does."""
+        job = delivered()
+        job.meta = {"own": 1, "queueprop": {"traceparent": TRACEPARENT}}
+
+        def performed(*args: Any) -> None:
+            job.meta = {}
+            save()
+
+        save: Callable[[], None] = job.save_meta
+        hooks.perform_job(performed, SimpleNamespace(is_horse=False), (job, make_queue()), {})
+        connection: Any = job.connection
+        stored = pickle.loads(connection.hset.call_args.args[2])
+        assert stored == {"queueprop": {"traceparent": TRACEPARENT}}
+        assert job.meta == {}
+
+    def test_outside_of_a_job_meta_is_the_user_s(self, hooks: adapter._Hooks) -> None:
+        """Nothing is added to a stored job that is not being performed, nor to one that came without a context."""
+        job = make_job({"own": 1})
+        for hook in (hooks.store_job, hooks.save_meta):
+            hook(lambda *args, **kwargs: None, job, (job,), {})
+        assert job.meta == {"own": 1}
+        hooks.perform_job(
+            lambda *args: hooks.save_meta(lambda: None, job, (), {}),
+            SimpleNamespace(is_horse=False),
+            (job, make_queue()),
+            {},
+        )
+        assert job.meta == {"own": 1}
+
+
+class TestWithoutWorkers:
+    def test_a_synchronous_queue_makes_both_spans(
+        self, captured_spans: CapturedSpans, instrumented: object
+    ) -> None:
+        """The job's span is the publish's child, and has the error that RQ keeps to itself."""
+        queue = make_queue(is_async=False)
+        queue.enqueue(work)
+        queue.enqueue(fail)
+        processed, published, failed, failing = captured_spans
+        assert [span.name for span in captured_spans] == ["process orders", "publish orders"] * 2
+        for inner, outer in ((processed, published), (failed, failing)):
+            context = outer.get_span_context()
+            assert inner.parent is not None
+            assert context is not None
+            assert inner.parent.span_id == context.span_id
+        assert attributes(failed)["error.type"] == "ValueError"
+        assert failing.status.status_code is StatusCode.UNSET
+
+
+class TestTracedConsumer:
+    def test_called_directly_it_is_the_function(self, captured_spans: CapturedSpans) -> None:
+        """With its result, its name and its signature, and without a span."""
+        traced = adapter.traced_consumer(work)
+        assert traced("a") == "a"
+        assert (traced.__name__, traced.__module__, traced.__qualname__) == ("work", __name__, "work")
+        assert len(captured_spans) == 0
+
+    @pytest.mark.parametrize("settings", [None, Settings(propagation="link")])
+    def test_in_a_job_it_runs_inside_the_span(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch, settings: Settings | None
+    ) -> None:
+        """Sync and async, with settings of its own."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+
+        @adapter.traced_consumer(settings=settings)
+        def sync() -> int:
+            return get_current_span().get_span_context().span_id
+
+        @adapter.traced_consumer(settings=settings)
+        async def asynchronous() -> int:
+            await asyncio.sleep(0)
+            return get_current_span().get_span_context().span_id
+
+        current = [sync(), asyncio.run(asynchronous())]
+        assert current == [int(context_of(span)[33:], 16) for span in captured_spans]
+        parents = {span.parent.span_id if span.parent else None for span in captured_spans}
+        assert parents == ({int(TRACEPARENT[36:52], 16)} if settings is None else {None})
+
+    def test_a_traced_worker_around_it_makes_the_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One span, not two."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+        traced = adapter.traced_consumer(work)
+        worker = SimpleNamespace(is_horse=False)
+        hooks.perform_job(lambda *args: traced("a"), worker, (job, make_queue()), {})
+        assert len(captured_spans) == 1
+
+    def test_it_puts_the_context_back_into_a_replaced_meta(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """For a retry, which RQ stores right after the function."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+
+        def replace() -> None:
+            job.meta = {"step": 1}
+            fail()
+
+        with pytest.raises(ValueError, match="gave up"):
+            adapter.traced_consumer(replace)()
+        assert job.meta == {"step": 1, "queueprop": {"traceparent": TRACEPARENT}}
+        assert captured_spans[0].status.status_code is StatusCode.ERROR
+
+    @pytest.mark.parametrize(("alarm", "bound"), [(0, 2.0), (1, 0.5)])
+    def test_in_a_plain_work_horse_it_hands_over_within_the_time_limit(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch, alarm: int, bound: float
+    ) -> None:
+        """The horse ends in os._exit; but a slow exporter must not be what exceeds the job's limit."""
+        job = delivered()
+        flushed: list[float] = []
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+        monkeypatch.setattr(adapter, "flush", flushed.append)
+        monkeypatch.setenv("RQ_JOB_ID", job.id)
+        previous = signal.signal(signal.SIGALRM, lambda *args: None)
+        signal.alarm(alarm)
+        try:
+            adapter.traced_consumer(work)()
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, previous)
+        assert flushed == [pytest.approx(bound, abs=0.1)]
+
+
+class TestWorkHorses:
+    """Real forks, without RQ's own code around them."""
+
+    current: SpanContext
+    """What is current when RQ goes on after the horse is dead."""
+
+    def execute(
+        self,
+        hooks: adapter._Hooks,
+        in_horse: Callable[[Job, Queue], None] | None,
+        *,
+        stopped: bool = False,
+        worker: Any = None,
+    ) -> Job:
+        job = delivered()
+        if worker is None:
+            worker = Worker.__new__(Worker)
+        worker._stopped_job_id = job.id if stopped else None
+
+        def as_rq_does(job: Job, queue: Queue) -> None:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    if in_horse is not None:
+                        in_horse(job, queue)
+                finally:
+                    os._exit(0)
+            hooks.wait_for_horse(lambda: os.wait4(pid, 0), worker, (), {})
+            self.current = get_current_span().get_span_context()
+
+        hooks.execute_job(as_rq_does, worker, (job, make_queue()), {})
+        return job
+
+    def perform(self, hooks: adapter._Hooks, wrapped: Callable[..., Any]) -> Callable[[Job, Queue], None]:
+        def in_horse(job: Job, queue: Queue) -> None:
+            hooks.perform_job(wrapped, SimpleNamespace(is_horse=True), (job, queue), {})
+
+        return in_horse
+
+    def test_a_horse_that_hands_over_leaves_nothing_to_its_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """The span is the horse's to export; here the parent sees none, and nothing stays current."""
+        self.execute(hooks, self.perform(hooks, lambda *args: None))
+        assert len(captured_spans) == 0
+        assert not self.current.is_valid
+
+    @pytest.mark.parametrize("stopped", [False, True])
+    def test_a_killed_horse_has_its_span_from_the_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, stopped: bool
+    ) -> None:
+        """ERROR, the cause, and current for what RQ then calls: with the very ids that the horse had."""
+        read, write = os.pipe()
+
+        def die(*args: Any) -> None:
+            os.write(write, f"{get_current_span().get_span_context().span_id:016x}".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(9)
+
+        self.execute(hooks, self.perform(hooks, die), stopped=stopped)
+        [span] = captured_spans
+        assert context_of(span)[33:] == os.read(read, 16).decode()
+        assert span.get_span_context() == self.current
+        assert span.status.status_code is StatusCode.ERROR
+        assert attributes(span)["error.type"] == ("job_stopped" if stopped else "work_horse_killed")
+        assert ("signal 9" in str(span.status.description)) is not stopped
+        assert not get_current_span().get_span_context().is_valid
+        os.close(read)
+        os.close(write)
+
+    @pytest.mark.parametrize("status", [0, 3])
+    def test_a_horse_that_just_exits_has_its_span_from_the_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, status: int
+    ) -> None:
+        """os._exit in a job, whatever the status."""
+        self.execute(hooks, self.perform(hooks, lambda *args: os._exit(status)))
+        assert attributes(captured_spans[0])["error.type"] == "work_horse_killed"
+
+    def test_a_fork_that_fails_is_an_error(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """RQ's own exception comes out, and is on the span of the job that it took off the queue."""
+
+        def no_fork(*args: Any) -> None:
+            raise OSError(errno.EAGAIN, "no more processes")
+
+        with pytest.raises(OSError, match="no more processes"):
+            hooks.execute_job(no_fork, Worker.__new__(Worker), (delivered(), make_queue()), {})
+        assert attributes(captured_spans[0])["error.type"] == "BlockingIOError"
+
+    def test_a_shutdown_takes_the_span_along(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """A cold shutdown leaves through the worker as SystemExit."""
+
+        def shut_down(*args: Any) -> None:
+            raise SystemExit
+
+        with pytest.raises(SystemExit):
+            hooks.execute_job(shut_down, Worker.__new__(Worker), (delivered(), make_queue()), {})
+        assert attributes(captured_spans[0])["error.type"] == "work_horse_killed"
+
+    def test_a_child_that_falls_out_of_the_fork_leaves_the_span_to_its_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """Only the process that began it finishes it."""
+        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        pid = os.fork()
+        if pid == 0:
+            horse.finish(None)
+            os._exit(len(captured_spans))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        horse.finish(None)
+        assert len(captured_spans) == 1
+
+    def test_a_worker_that_performs_in_its_own_process_has_one_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """Somebody's Worker that does not fork after all."""
+        hooks.execute_job(
+            lambda job, queue: hooks.perform_job(
+                lambda *args: None, SimpleNamespace(is_horse=False), (job, queue), {}
+            ),
+            Worker.__new__(Worker),
+            (delivered(), make_queue()),
+            {},
+        )
+        assert [span.status.status_code for span in captured_spans] == [StatusCode.UNSET]
+
+    def test_a_simple_worker_has_no_horse(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
+        """Its execute_job is left alone; and so is one within another's, for the same horse."""
+        simple = SimpleWorker.__new__(SimpleWorker)
+        assert hooks.execute_job(lambda *args: adapter._watched.get(), simple, (delivered(),), {}) is None
+        worker = Worker.__new__(Worker)
+        horses: list[Any] = []
+
+        def outer(*args: Any) -> None:
+            horses.append(adapter._watched.get())
+            hooks.execute_job(lambda *args: horses.append(adapter._watched.get()), worker, args, {})
+
+        hooks.execute_job(outer, worker, (delivered(), make_queue()), {})
+        assert horses[0] is horses[1] is not None
+
+    def test_a_parent_that_is_gone_is_no_matter(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The horse hands over its spans and exits as it would."""
+        read, write = os.pipe()
+        os.close(read)
+        previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        monkeypatch.setattr(adapter, "_parent_pipe", write)
+        self.perform(hooks, lambda *args: None)(delivered(), make_queue())
+        monkeypatch.setattr(adapter, "_parent_pipe", None)
+        self.perform(hooks, lambda *args: None)(delivered(), make_queue())
+        os.close(write)
+        signal.signal(signal.SIGPIPE, previous)
+        assert len(captured_spans) == 2
+
+    def test_a_worker_in_a_child_of_multiprocessing_hands_over_at_its_end(
+        self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """WorkerPool's workers: no exit hooks run there. Elsewhere they do, and nothing is waited for."""
+        flushed: list[float] = []
+        monkeypatch.setattr(adapter, "flush", flushed.append)
+        assert hooks.work(lambda: True, None, (), {}) is True
+        assert flushed == []
+        monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
+        assert hooks.work(lambda: True, None, (), {}) is True
+        assert flushed == [2.0]
+
+
+class _Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.skipif(SpawnWorker is None, reason="SpawnWorker came with RQ 2.2")
+class TestSpawnedHorses:
+    """A program of its own, which the parent has told what to do."""
+
+    def execute(
+        self, hooks: adapter._Hooks, told: list[Any] | None, status: int = 0, stopped: bool = False
+    ) -> None:
+        job = delivered()
+        worker = SpawnWorker.__new__(SpawnWorker)
+        worker._stopped_job_id = job.id if stopped else None
+
+        def as_rq_does(job: Job, queue: Queue) -> None:
+            horse = adapter._watched.get()
+            assert horse is not None
+            with horse.inheritable_pipe() as pipe:
+                assert os.get_inheritable(pipe)
+                if told is not None:
+                    os.write(pipe, json.dumps(told).encode())
+            assert not os.get_inheritable(pipe)
+            hooks.wait_for_horse(lambda: (1, status, None), worker, (), {})
+
+        hooks.execute_job(as_rq_does, worker, (job, make_queue()), {})
+
+    def test_its_own_span_is_enough(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
+        """It has an SDK and said so, even when it died thereafter."""
+        self.execute(hooks, [True, None, None])
+        self.execute(hooks, [True, "ValueError", "gave up"], status=9)
+        assert len(captured_spans) == 0
+
+    @pytest.mark.parametrize("error", [(None, None), ("ValueError", "gave up"), ("ValueError", None)])
+    def test_without_an_sdk_the_parent_makes_the_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, error: tuple[str | None, str | None]
+    ) -> None:
+        """With the outcome that the horse told."""
+        self.execute(hooks, [False, *error])
+        [span] = captured_spans
+        assert attributes(span).get("error.type") == error[0]
+        assert span.status.description == (error[1] or ("" if error[0] else None))
+
+    def test_a_killed_one_has_its_span_from_the_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """As a forked one has."""
+        self.execute(hooks, None, status=9)
+        self.execute(hooks, None, status=9, stopped=True)
+        assert [attributes(span)["error.type"] for span in captured_spans] == [
+            "work_horse_killed",
+            "job_stopped",
+        ]
+
+    def test_one_that_could_not_join_has_a_span_without_an_outcome(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """It exited in order and told nothing: RQ knows how the job ended, the telemetry does not."""
+        self.execute(hooks, None)
+        assert captured_spans[0].status.status_code is StatusCode.UNSET
+
+    def test_what_a_horse_tells_fits_into_one_write(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Long and unprintable errors are cut."""
+        read, write = os.pipe()
+        monkeypatch.setattr(adapter, "_parent_pipe", write)
+        monkeypatch.setattr(guard, "raise_faults", False)  # the SDK cannot print the second one either
+        worker = SimpleNamespace(is_horse=True)
+        for error in (ValueError("ä" * 9999), _Unprintable()):
+            job = delivered()
+            hooks.perform_job(
+                functools.partial(self.fail_with, hooks, error), worker, (job, make_queue()), {}
+            )
+            sent = os.read(read, 9999)
+            assert len(sent) < adapter._PIPE_BUF
+            assert json.loads(sent)[0] is True
+        assert json.loads(sent)[2] == ""
+        os.close(read)
+        os.close(write)
+
+    @staticmethod
+    def fail_with(hooks: adapter._Hooks, error: Exception, job: Job, queue: Queue) -> None:
+        hooks.handle_exception(lambda *args: None, None, (job, type(error), error, None), {})
+
+    def test_the_program_begins_with_ours(self, hooks: adapter._Hooks) -> None:
+        """RQ's own function runs, with an os that puts our lines above a Python program and does nothing else."""
+        joining: Any = adapter._JoiningOs("above = 1\n")
+        check = "import sys; sys.exit(above)"
+        pid = joining.posix_spawn(sys.executable, [sys.executable, "-c", check], dict(joining.environ))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        pid = joining.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", check])
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        assert joining._joining(["/bin/true"]) == ["/bin/true"]
+
+    def test_only_a_watched_spawn_worker_s_program_is_touched(self, hooks: adapter._Hooks) -> None:
+        """Any other call runs as it is."""
+        assert hooks.fork_work_horse(lambda job: job, None, ("job",), {}) == "job"
+
+    def test_the_prologue_joins_what_the_parent_does(self, tmp_path: Any) -> None:
+        """In a new program: instrumented, with the parent's settings as far as they can be told."""
+        settings = Settings(flush_timeout=7, consume_hook=lambda span, job: None, publish_hook=print)
+        program = adapter._prologue(1, "all", settings) + (
+            "import os, sys\n"
+            "instrumentor = _queueprop.RQInstrumentor()\n"
+            "found = instrumentor.engine.settings\n"
+            "sys.exit(not (instrumentor.is_instrumented_by_opentelemetry and found.flush_timeout == 7\n"
+            "    and found.publish_hook is print and found.consume_hook is None\n"
+            "    and _queueprop._parent_pipe == 1 and not os.get_inheritable(1)))\n"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+    def test_a_hook_of_the_parent_s_main_module_is_left_out(self) -> None:
+        """It cannot be found from another program; the other settings come through."""
+        broken = {"flush_timeout": pickle.dumps(3.0), "consume_hook": b"c__main__\nnothing\n."}
+        assert adapter._unpickled(broken).flush_timeout == 3.0
+
+    def test_joining_fails_quietly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The job runs on, untraced."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, "_parent_pipe", None)
+        adapter._join_parent(10**6, "all", False, {})
+
+
+class TestInstrumentor:
+    def test_it_restores_the_very_functions(self) -> None:
+        """Everything that it patched is as it was, in each class's own namespace."""
+        owners = {
+            owner for owner in (Queue, Job, *Worker.__mro__, SpawnWorker) if owner not in (None, object)
+        }
+        before = {owner: dict(vars(owner)) for owner in owners}
+        instrumentor = adapter.RQInstrumentor()
+        instrumentor.instrument()
+        assert Queue.enqueue_job is not before[Queue]["enqueue_job"]
+        instrumentor.uninstrument()
+        for owner, names in before.items():
+            assert {name: value for name, value in vars(owner).items() if names.get(name) is not value} == {}
+
+    def test_subclasses_are_traced_as_well(self, captured_spans: CapturedSpans, instrumented: object) -> None:
+        """A queue class of the user's own that calls RQ's methods."""
+
+        class OwnQueue(Queue):
+            def enqueue_call(self, *args: Any, **kwargs: Any) -> Any:
+                return super().enqueue_call(*args, **kwargs)
+
+        own = OwnQueue("own", connection=forgetful())
+        own.redis_server_version = (7, 0, 0)
+        own.enqueue(work)
+        assert [span.name for span in captured_spans] == ["publish own"]
+
+    def test_queueprop_instruments_it_by_name(self, captured_spans: CapturedSpans, queue: Queue) -> None:
+        """queueprop.instrument("rq"), and back."""
+        queueprop.instrument("rq")
+        queue.enqueue(work)
+        queueprop.uninstrument("rq")
+        queue.enqueue(work)
+        assert len(captured_spans) == 1
+
+    def test_traced_workers_are_rq_s_own_classes(self) -> None:
+        """With the mixin above them, so that isinstance and --worker-class work."""
+        assert issubclass(adapter.TracedWorker, Worker)
+        assert issubclass(adapter.TracedSimpleWorker, SimpleWorker)
+        assert pickle.loads(pickle.dumps(adapter.TracedWorker)) is adapter.TracedWorker
