@@ -33,7 +33,7 @@ def fault(where: str, error: Exception) -> None:
     ``where`` says what was being done, in words that a user understands ("starting the span of a publish").
     Raises ``error`` again when it is not ours, and always under queueprop's own test suite.
     """
-    if raise_faults or isinstance(error, _not_ours) or _comes_from_a_signal(error):
+    if raise_faults or is_not_ours(error):
         raise error
     if where in _logged:
         _logger.debug("queueprop failed again while %s: %r", where, error)
@@ -44,6 +44,11 @@ def fault(where: str, error: Exception) -> None:
         where,
         exc_info=error,
     )
+
+
+def is_not_ours(error: Exception) -> bool:
+    """Whether it was meant for the program and not for our code: a library's time limit, a signal handler's error."""
+    return isinstance(error, _not_ours) or _comes_from_a_signal(error)
 
 
 def mistake(where: str, text: str) -> None:

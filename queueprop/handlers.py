@@ -108,7 +108,6 @@ def _generator(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
 
 
 def _steps(scope: Scoped, body: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    failure: BaseException | None = None
     scope.open()
     try:
         step, argument = body.send, None
@@ -128,17 +127,16 @@ def _steps(scope: Scoped, body: Generator[Any, Any, Any]) -> Generator[Any, Any,
                 step, argument = body.throw, thrown
             scope.reattach()
     except BaseException as error:
-        failure = error
+        scope.close(error)
         raise
     finally:
-        scope.close(failure)
+        scope.close()
 
 
 def _async_generator(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         body = handler(*args, **kwargs)
         scope = _begun(begin, args, kwargs) or _Nowhere()
-        failure: BaseException | None = None
         scope.open()
         try:
             step, argument = body.asend, None
@@ -158,10 +156,10 @@ def _async_generator(handler: Callable[..., Any], begin: Begin) -> Callable[...,
                     step, argument = body.athrow, thrown
                 scope.reattach()
         except BaseException as error:
-            failure = error
+            scope.close(error)
             raise
         finally:
-            scope.close(failure)
+            scope.close()
 
     return call
 

@@ -82,7 +82,8 @@ class Message:
         delay: the seconds for which it was meant to wait; they do not count as time in the queue.
         attempt: which delivery of the message this is, from 1.
         attributes: further span attributes of this message alone.
-        native: the library's own message; hooks are given it, and it tells one delivery from another.
+        native: the library's own message; hooks are given it.
+        key: the object that tells one delivery from another, where that is not ``native`` itself.
         describe: gives further span attributes from ``native``; called only when the span is recorded.
     """
 
@@ -95,9 +96,15 @@ class Message:
     attempt: int | None = None
     attributes: Mapping[str, AttributeValue] | None = None
     native: Any = None
+    key: object = None
     describe: Callable[[Any], Mapping[str, AttributeValue]] | None = None
     process_context: Context | None = field(default=None, init=False, repr=False, compare=False)
     """The context of its process span, once there is one: a later settle is its child, from any thread."""
+
+    @property
+    def identity(self) -> object:
+        """The object that is the same for every layer that sees this delivery."""
+        return self.native if self.key is None else self.key
 
 
 _KINDS = {

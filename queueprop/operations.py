@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +82,7 @@ class MessageOperation(Scope):
                 self._carry(current)
             else:
                 self._open(current)
+            return self.span
         except Exception as error:
             self.close()
             guard.fault(f"starting the span of {self.operation.span_name!r}", error)
@@ -93,6 +95,7 @@ class MessageOperation(Scope):
         """Ends the span, with ``error`` if there is one, and restores what was current before. Twice is once."""
         self.detach()
         if self.closed:
+            self._release()
             return
         self.closed = True
         try:
@@ -164,11 +167,22 @@ class MessageOperation(Scope):
 
     def _record(self, error: BaseException) -> None:
         self._error_type = _type_name(error)
-        if not self.span.is_recording():
+        span = self.span
+        if not span.is_recording():
             return
-        self.span.set_attribute(semconv.ERROR_TYPE, self._error_type)
-        self.span.set_status(StatusCode.ERROR, _text_of(error))
-        self.span.record_exception(error)
+        text = _text_of(error)
+        span.set_attribute(semconv.ERROR_TYPE, self._error_type)
+        span.set_status(StatusCode.ERROR, text)
+        try:
+            span.record_exception(error)
+        except Exception as fault:
+            if guard.is_not_ours(fault):
+                raise
+            # Its own __str__ raises, which the SDK does not expect and the traceback module does.
+            stacktrace = "".join(traceback.format_exception(error))
+            span.add_event(
+                "exception", {**_exception(self._error_type, text), "exception.stacktrace": stacktrace}
+            )
 
     def _count_missing(self, instruments: Instruments, reason: str | None) -> None:
         if reason is not None:
@@ -189,7 +203,11 @@ class Send(MessageOperation):
     def end_with(self, future: Any) -> None:
         """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's."""
         self.detach()
-        future.add_done_callback(self._end_of)
+        try:
+            future.add_done_callback(self._end_of)
+        except Exception as error:
+            self.close()
+            guard.fault(f"waiting for the end of {self.operation.span_name!r}", error)
 
     def _end_of(self, future: Any) -> None:
         if future.cancelled():
@@ -210,8 +228,7 @@ class Send(MessageOperation):
             self.engine.write(message, current)
 
     def _is_within_itself(self, current: Context) -> bool:
-        scope = current_scope(current)
-        return isinstance(scope, Send) and scope.owner == self.owner and not scope.closed
+        return is_inside_send(current, self.owner)
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         super()._measure(instruments, seconds, attributes)
@@ -284,7 +301,9 @@ class Process(MessageOperation):
         self.message = _NO_MESSAGE  # it knows the context, too
 
     def _carry(self, current: Context) -> None:
-        incoming = propagation.read(self.message.headers, self.engine.baggage_allow).context
+        engine, message = self.engine, self.message
+        trusted = engine.trusts_all or engine.trusts(self.operation.destination, message)
+        incoming = propagation.read(message.headers, engine.baggage_allow).context if trusted else Context()
         self.attach(_inside(current, incoming, get_current_span(incoming)), current)
 
     def _is_within_itself(self, current: Context) -> bool:
@@ -292,7 +311,7 @@ class Process(MessageOperation):
         return (
             isinstance(scope, Process)
             and scope.owner == self.owner
-            and scope.message.native is self.message.native
+            and scope.message.identity is self.message.identity
             and not scope.closed
         )
 
@@ -328,11 +347,13 @@ class ProcessBatch(MessageOperation):
         self._missing: list[str | None] = []
 
     def _open(self, current: Context) -> None:
-        engine, destination = self.engine, self.operation.destination
-        found = [propagation.read(message.headers, engine.baggage_allow) for message in self.messages]
+        if not self.messages:
+            self.closed = True
+            return
+        engine = self.engine
+        found = self._found()
         creations = [one.span_context for one in found]
-        trusted = engine.trusts_all or all(engine.trusts(destination, message) for message in self.messages)
-        incoming = _common_context(creations) if trusted else Context()
+        incoming = self._incoming(creations)
         parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
         attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
         links = _links_to(self.messages, creations)
@@ -347,8 +368,22 @@ class ProcessBatch(MessageOperation):
             for message in self.messages:
                 engine.run_hook(hook, span, message)
 
+    def _release(self) -> None:
+        super()._release()
+        self.messages = ()
+
     def _carry(self, current: Context) -> None:
-        self.attach(_inside(current, Context(), INVALID_SPAN), current)
+        incoming = self._incoming([one.span_context for one in self._found()])
+        self.attach(_inside(current, incoming, get_current_span(incoming)), current)
+
+    def _found(self) -> list[propagation.Extraction]:
+        return [propagation.read(message.headers, self.engine.baggage_allow) for message in self.messages]
+
+    def _incoming(self, creations: Sequence[SpanContext]) -> Context:
+        engine, destination = self.engine, self.operation.destination
+        if engine.trusts_all or all(engine.trusts(destination, message) for message in self.messages):
+            return _common_context(creations)
+        return Context()
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
@@ -369,8 +404,11 @@ class Receive(MessageOperation):
 
     _ends_plainly = False
 
-    def __init__(self, engine: Engine, operation: Operation, batch: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, operation: Operation, batch: bool = False, started_at: int | None = None
+    ) -> None:
         super().__init__(engine, operation)
+        self._started_at = started_at
         self._batch = batch
         self._messages: list[Message] = []
 
@@ -379,7 +417,8 @@ class Receive(MessageOperation):
         self._messages.append(message)
 
     def _open(self, current: Context) -> None:
-        self._started_at = time.time_ns()  # the span is made at the end, with the true start
+        if self._started_at is None:
+            self._started_at = time.time_ns()  # the span is made at the end, with the true start
 
     def _end(self, error: BaseException | None) -> None:
         failed = error is not None and _is_failure(error) and not isinstance(error, _EMPTY_POLL)
@@ -388,7 +427,7 @@ class Receive(MessageOperation):
         current = get_current()
         allow = self.engine.baggage_allow
         attributes: Attributes = self.operation.attributes
-        if self._batch:
+        if self._batch or len(self._messages) > 1:
             attributes = {**attributes, semconv.BATCH_MESSAGE_COUNT: len(self._messages)}
         elif self._messages:
             attributes = _attributes(self.operation, self._messages[0])
@@ -398,30 +437,46 @@ class Receive(MessageOperation):
 
 
 class Settle(MessageOperation):
-    """An ack, nack, reject or commit; see ``Engine.settle``."""
+    """An ack, nack, reject or commit, of one message or of several at once; see ``Engine.settle``."""
 
-    def __init__(self, engine: Engine, operation: Operation, message: Message) -> None:
+    def __init__(self, engine: Engine, operation: Operation, messages: Sequence[Message]) -> None:
         super().__init__(engine, operation)
-        self.message = message
+        self.messages = messages
 
     def _open(self, current: Context) -> None:
-        span = self._start(self._parent(current), _attributes(self.operation, self.message))
+        *others, message = self.messages
+        parent = self._parent(message, current)
+        if others:
+            attributes: Attributes = {
+                **self.operation.attributes,
+                semconv.BATCH_MESSAGE_COUNT: len(self.messages),
+            }
+        else:
+            attributes = _attributes(self.operation, message)
+        creations = [propagation.read(other.headers).span_context for other in others]
+        span = self._start(parent, attributes, _links_to(others, creations))
         self.attach({**current, SPAN_KEY: span}, current)
 
-    def _parent(self, current: Context) -> Context:
+    def _parent(self, message: Message, current: Context) -> Context:
         """The message's process span, from any thread; else its creation context; else what is current."""
-        if self.message.process_context is not None:
-            return self.message.process_context
+        if message.process_context is not None:
+            return message.process_context
         scope = current_scope(current)
-        if isinstance(scope, (Process, ProcessBatch)) and not scope.closed:
+        if not self.engine.continues or (isinstance(scope, (Process, ProcessBatch)) and not scope.closed):
             return current
-        found = propagation.read(self.message.headers, self.engine.baggage_allow)
-        if found.span_context.is_valid and self.engine.trusts(self.operation.destination, self.message):
+        found = propagation.read(message.headers, self.engine.baggage_allow)
+        if found.reason is None and self.engine.trusts(self.operation.destination, message):
             return found.context
         return current
 
 
 # Contexts
+
+
+def is_inside_send(current: Context, owner: str | None) -> bool:
+    """Whether an open publish of ``owner`` is the innermost operation there."""
+    scope = current_scope(current)
+    return isinstance(scope, Send) and scope.owner == owner and not scope.closed
 
 
 def _inside(current: Context, incoming: Context, span: Span) -> dict[str, object]:
@@ -499,7 +554,7 @@ def _link_attributes(message: Message) -> Attributes | None:
 
 def _waited(message: Message, started_at: int | None) -> float | None:
     """Seconds in the queue, without the delay that was asked for; not below 0 where two clocks differ."""
-    if message.sent_at is None:
+    if not isinstance(message.sent_at, (int, float)):
         return None
     now = time.time() if started_at is None else started_at / 1e9
     return max(0.0, now - message.sent_at - (message.delay or 0.0))
@@ -524,5 +579,11 @@ def _type_name(error: BaseException) -> str:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as fault:  # a __str__ of the user's that raises
-        return f"<no text: {fault!r}>"
+    except Exception as fault:
+        if guard.is_not_ours(fault):
+            raise
+        return "<its __str__ raises>"
+
+
+def _exception(error_type: str, text: str) -> dict[str, AttributeValue]:
+    return {"exception.type": error_type, "exception.message": text, "exception.escaped": "False"}

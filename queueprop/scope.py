@@ -46,21 +46,23 @@ class Scope:
         values[_SCOPE_KEY] = self
         self._context = context = Context(values)
         self._previous = previous
+        self._attached = True  # before it is: whatever interrupts us here, detach() finds out how far it came
         attach(context)
-        self._attached = True
         return context
 
     def detach(self) -> None:
         """Restores what was current before; twice is once. In another thread or task it changes nothing there."""
-        if not self._attached:
-            return
-        self._attached = False
         previous = self._previous
-        assert previous is not None
+        if not self._attached or previous is None:
+            return
         top = get_current().get(_SCOPE_KEY)
         if top is self:
             attach(previous)
-            return
+        else:
+            self._leave_chain(top, previous)
+        self._attached = False  # last, so that after an interruption it can be done again
+
+    def _leave_chain(self, top: object, previous: Context) -> None:
         while isinstance(top, Scope) and top._previous is not None:
             below = top._previous.get(_SCOPE_KEY)
             if below is self:
@@ -73,8 +75,8 @@ class Scope:
         if self._attached or self._context is None:
             return
         self._previous = get_current()
-        attach(self._context)
         self._attached = True
+        attach(self._context)
 
 
 class Carried(Scope):
@@ -89,6 +91,7 @@ class Carried(Scope):
 
     def close(self, error: BaseException | None = None) -> None:
         self.detach()
+        self._context = self._previous = None  # the context knows this scope
 
 
 def _mark(context: Context) -> Scope | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, overload
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import get_meter_provider
 from opentelemetry.trace import (
     INVALID_SPAN,
@@ -27,7 +27,16 @@ from opentelemetry.util.types import AttributeValue
 from queueprop import guard, headers, propagation, semconv
 from queueprop.message import Destination, Message, Operation
 from queueprop.metrics import Instruments
-from queueprop.operations import Attributes, Process, ProcessBatch, Receive, Send, SendBatch, Settle
+from queueprop.operations import (
+    Attributes,
+    Process,
+    ProcessBatch,
+    Receive,
+    Send,
+    SendBatch,
+    Settle,
+    is_inside_send,
+)
 from queueprop.propagation import SPAN_KEY
 from queueprop.settings import Hook, Settings
 from queueprop.version import __version__
@@ -126,13 +135,33 @@ class Engine:
             return Process(self, process, message, owner, started_at)
         return ProcessBatch(self, process, message, owner, started_at)
 
-    def receive(self, destination: Destination, *, operation: str = "poll", batch: bool = False) -> Receive:
-        """A pull call: a CLIENT span, made when it has returned messages (``add`` them), linked to each of them."""
-        return Receive(self, destination.operation(semconv.RECEIVE, operation), batch)
+    def receive(
+        self,
+        destination: Destination,
+        *,
+        operation: str = "poll",
+        batch: bool = False,
+        started_at: int | None = None,
+    ) -> Receive:
+        """A pull call: a CLIENT span, made when it has returned messages (``add`` them), linked to each of them.
 
-    def settle(self, destination: Destination, message: Message, *, operation: str = "ack") -> Settle:
-        """An ack, nack, reject or commit: a CLIENT span, a child of the message's process span."""
-        return Settle(self, destination.operation(semconv.SETTLE, operation), message)
+        ``started_at`` (nanoseconds since the epoch) is for a span made after the fact.
+        """
+        return Receive(self, destination.operation(semconv.RECEIVE, operation), batch, started_at)
+
+    def settle(
+        self, destination: Destination, message: Message | Sequence[Message], *, operation: str = "ack"
+    ) -> Settle:
+        """An ack, nack, reject or commit: a CLIENT span, a child of the message's process span.
+
+        Of several messages that are settled at once it is the last one's child, and links to the others.
+        """
+        messages = (message,) if isinstance(message, Message) else message
+        return Settle(self, destination.operation(semconv.SETTLE, operation), messages)
+
+    def is_sending(self, owner: str) -> bool:
+        """Whether the code at hand runs inside a publish of ``owner``: a facade need not prepare a second one."""
+        return is_inside_send(get_current(), owner)
 
     # What operations ask of their engine.
 
