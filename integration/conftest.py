@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from . import matrix
 from .brokers import (
     CHOICES,
     RABBITMQ,
@@ -24,6 +25,7 @@ _FOUND = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    matrix.add_option(parser)
     parser.getgroup("queueprop").addoption(
         "--brokers",
         choices=CHOICES,
@@ -69,6 +71,7 @@ def private_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Broker]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FOUND] = []
+    config.pluginmanager.register(matrix, "queueprop-contract")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -24,7 +24,7 @@ from queueprop import guard
 _PROPERTY = "contract"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     parser.getgroup("queueprop").addoption(
         "--matrix",
         metavar="FILE.md",
@@ -51,7 +51,9 @@ def rig(column: Column, request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "column" in metafunc.fixturenames:
-        metafunc.parametrize("column", metafunc.cls.driver.columns(), ids=str)
+        columns = metafunc.cls.driver.columns()
+        _matrix(metafunc.config).order.update(dict.fromkeys(columns))
+        metafunc.parametrize("column", columns, ids=str)
 
 
 @pytest.hookimpl(trylast=True)
@@ -65,9 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         scenario, column, driver = found
         cell = matrix.cell(scenario.number, column)
         lacks = driver.lacks(column)
-        reason = next((lacks[need] for need in scenario.needs if need in lacks), None)
+        reason = driver.absent(column) or next(
+            (lacks[need] for need in scenario.needs if need in lacks), None
+        )
         if reason is None:
             item.user_properties.append((_PROPERTY, (scenario.number, column)))
+            cell.remark = driver.remarks(column).get(scenario.number)
         else:
             cell.add_reason(reason)
             absent.append(item)
@@ -112,10 +117,15 @@ class Cell:
     passed: int = 0
     failed: int = 0
     reasons: list[str] = field(default_factory=list)
+    remark: str | None = None
 
     def add_reason(self, reason: str) -> None:
         if reason not in self.reasons:
             self.reasons.append(reason)
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.reasons, self.remark] if self.remark and self.word else self.reasons
 
     @property
     def word(self) -> str:
@@ -126,17 +136,17 @@ class Cell:
 class Matrix:
     cells: dict[tuple[int, Column], Cell] = field(default_factory=dict)
     rungs: dict[str, str] = field(default_factory=dict)
+    order: dict[Column, None] = field(default_factory=dict)
 
     def cell(self, number: int, column: Column) -> Cell:
         return self.cells.setdefault((number, column), Cell())
 
     @property
     def columns_by_library(self) -> dict[str, list[Column]]:
+        used = {column for _, column in self.cells}
         found: dict[str, list[Column]] = {}
-        for _, column in self.cells:
-            columns = found.setdefault(column.library, [])
-            if column not in columns:
-                columns.append(column)
+        for column in filter(used.__contains__, self.order):
+            found.setdefault(column.library, []).append(column)
         return found
 
     @property
@@ -189,17 +199,17 @@ class Matrix:
     def _short(cell: Cell | None, notes: dict[str, str]) -> str:
         if cell is None:
             return "not run"
-        marks = [notes.setdefault(reason, f"[{_letter(len(notes))}]") for reason in cell.reasons]
+        marks = [notes.setdefault(text, f"[{_letter(len(notes))}]") for text in cell.texts]
         return " ".join(filter(None, [cell.word, "".join(marks)])) or "not run"
 
 
 def _long(cell: Cell | None) -> str:
     if cell is None:
         return "not run"
-    reasons = "; ".join(cell.reasons)
+    texts = "; ".join(cell.texts)
     if not cell.word:
-        return reasons or "not run"
-    return f"{cell.word} (in part: {reasons})" if reasons else cell.word
+        return texts or "not run"
+    return f"{cell.word} ({texts})" if texts else cell.word
 
 
 def _letter(number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from integration.contract import Contract
+from integration.contract.suite import Contract
 from integration.drivers.memory import MemoryDriver
 
 

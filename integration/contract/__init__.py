@@ -1,26 +1,4 @@
-"""The contract: 28 behaviours, written once and shown by every adapter in every style through both APIs."""
+"""The contract: 28 behaviours, written once and shown by every adapter in every style through both APIs.
 
-from __future__ import annotations
-
-from typing import ClassVar
-
-from integration.contract.batches import Batches
-from integration.contract.contexts import Contexts
-from integration.contract.driver import Driver
-from integration.contract.failures import Failures
-from integration.contract.instrumentation import Instrumentation
-from integration.contract.measurements import Measurements
-from integration.contract.receiving import Receiving
-from integration.contract.sending import Sending
-from integration.contract.workers import Workers
-
-
-class Contract(Sending, Receiving, Failures, Contexts, Batches, Instrumentation, Workers, Measurements):
-    """Derive a ``Test`` class from it, name the driver, and every scenario runs in each of the driver's
-    columns.
-    """
-
-    driver: ClassVar[type[Driver]]
-
-
-__all__ = ["Contract"]
+``suite.Contract`` holds them. Worker processes import parts of this package, so nothing is imported here.
+"""

@@ -186,8 +186,7 @@ def _kill(delivery: Delivery, times: int = 1) -> None:
 
 
 def _check_current(delivery: Delivery) -> None:
-    """As little as can show a leak: tells only what is wrong. The body ends in the trace id that is expected.
-    """
+    """As little as can show a leak: tells only what is wrong. The body ends in the trace id that is expected."""
     if delivery.body != f"{trace.get_current_span().get_span_context().trace_id:032x}":
         observe(delivery, "in another trace")
 

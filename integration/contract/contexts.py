@@ -86,12 +86,13 @@ class Contexts:
 
     @scenario(16)
     def test_publishers_in_threads_do_not_mix(self, rig: Rig) -> None:
-        """Eight threads publish at the same time: each message carries the trace and the baggage of its own
+        """Threads publish at the same time: each message carries the trace and the baggage of its own
         thread.
         """
         with rig.run() as run:
-            expected = _publish_from_threads(run, 8)
-            run.driver.consume(do("observe"), 8)
+            count = len(rig.thinned(range(8), 2))
+            expected = _publish_from_threads(run, count)
+            run.driver.consume(do("observe"), count)
             assert {seen.body: (seen.trace_id, dict(seen.baggage)) for seen in run.seen} == expected
 
     @scenario(16, "concurrency")

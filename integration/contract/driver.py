@@ -145,10 +145,10 @@ class Driver(ABC):
     """What can become of a message whose handler raised. ``requeue`` is a redelivery by the broker."""
     tells_attempt: ClassVar[bool] = False
     tells_delay: ClassVar[bool] = False
-    tells_killed: ClassVar[bool] = False
-    """A delivery whose process was killed has a span, with ERROR, that somebody else made."""
     send_time_resolution: ClassVar[float] = 0.001
     """Seconds by which a send time may be off: a broker that keeps whole seconds is off by one."""
+    delay_resolution: ClassVar[float] = 0.001
+    """Seconds by which a delay may be off."""
 
     _numbers = itertools.count(1)
 
@@ -166,6 +166,21 @@ class Driver(ABC):
     @abstractmethod
     def columns(cls) -> Sequence[Column]:
         """Every style of the library's with every API."""
+
+    @classmethod
+    def absent(cls, column: Column) -> str | None:
+        """Why the column cannot be had at all: its style came with a later version of the library."""
+        return None
+
+    @classmethod
+    def remarks(cls, column: Column) -> Mapping[int, str]:
+        """What a reader of the matrix should know of how a behaviour was shown here."""
+        return {}
+
+    @classmethod
+    def tells_killed(cls, style: str) -> bool:
+        """Whether a delivery whose process was killed has a span, with ERROR, that somebody else made."""
+        return False
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
@@ -257,8 +272,7 @@ class Driver(ABC):
         raise NotImplementedError
 
     def leave(self, how: str, handler: Handler) -> None:
-        """Begins to consume and leaves after the first message by one of ``exits``, which it also swallows.
-        """
+        """Begins to consume and leaves after the first message by one of ``exits``, which it also swallows."""
         raise NotImplementedError
 
     def consume_killed(self, handler: Handler) -> None:

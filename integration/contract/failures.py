@@ -81,8 +81,7 @@ class Failures:
 
     @scenario(11, "redelivery")
     def test_a_redelivery_is_an_attempt_in_the_first_trace(self, rig: Rig) -> None:
-        """Given back to the queue and delivered again: two CONSUMER spans, children of the one PRODUCER span.
-        """
+        """Given back to the queue and delivered again: two CONSUMER spans, children of the one PRODUCER span."""
         with rig.run() as run:
             with ambient_span():
                 run.driver.publish("hello", refusal="requeue")

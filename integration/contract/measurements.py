@@ -23,9 +23,9 @@ class Measurements:
         else does.
         """
         with rig.run() as run:
-            refusal, failed_publishes = _traffic(run)
-            deliveries = 3 + refusal.deliveries
-            assert run.total(_SENT) == 4 + failed_publishes
+            handled, refusal, failed_publishes = _traffic(rig, run)
+            deliveries = handled + refusal.deliveries
+            assert run.total(_SENT) == handled + 1 + failed_publishes
             assert run.total(_CONSUMED) == deliveries == len(run.consumers)
             failed = {"error__type": "integration.contract.actions.HandlerError"}
             assert run.total(_CONSUMED, **failed) == run.total(_PROCESS, **failed) == refusal.deliveries
@@ -39,7 +39,7 @@ class Measurements:
         same total.
         """
         with rig.run() as run:
-            _traffic(run)
+            _traffic(rig, run)
             operations = [
                 span
                 for span in run.ours
@@ -52,26 +52,30 @@ class Measurements:
     def test_metrics_have_low_cardinality_names_only(self, rig: Rig) -> None:
         """No message id, no trace, nothing that grows with the traffic is an attribute of a metric."""
         with rig.run() as run:
-            _traffic(run)
+            _traffic(rig, run)
             assert run.told.points
             for point in run.told.points:
                 assert set(point.attributes) <= values.LOW_CARDINALITY, point
                 assert point.attributes["messaging.system"] == run.driver.system
 
 
-def _traffic(run: Run) -> tuple[Refusal, int]:
-    """Three messages that are handled, one that is refused, and the publishes that fail (their number)."""
-    for body in ("one", "two", "three"):
+def _traffic(rig: Rig, run: Run) -> tuple[int, Refusal, int]:
+    """Messages that are handled (their number), one that is refused, and publishes that fail (their number)."""
+    bodies = rig.thinned(("one", "two", "three"), 1)
+    for body in bodies:
         run.driver.publish(body)
-    run.driver.consume(do("observe"), 3)
+    # What this process has measured it must have handed over before workers fork: they inherit the rest.
+    run.told.flush()
+    run.driver.consume(do("observe"), len(bodies))
     refusal = run.driver.refusals[0]
-    run.driver.publish("four", refusal=refusal.name)
+    run.driver.publish("refused", refusal=refusal.name)
+    run.told.flush()
     run.driver.consume(do("fail"), refusal.deliveries)
     failing = run.driver.failing()
     for failure in failing:
         with pytest.raises(Exception):  # noqa: B017, PT011 -- which one is scenario 10's matter
             failure.publish()
-    return refusal, len(failing)
+    return len(bodies), refusal, len(failing)
 
 
 def _with_error(run: Run, metric: str) -> float:

@@ -29,9 +29,8 @@ _BAGGAGE = {
 class Receiving:
     @scenario(2)
     def test_delivery_makes_one_consumer_span(self, rig: Rig) -> None:
-        """Whatever call published it: one CONSUMER span, a child of the PRODUCER span, with one link, to it.
-        """
-        for way in rig.driver_class.ways:
+        """Whatever call published it: one CONSUMER span, a child of the PRODUCER span, with one link, to it."""
+        for way in rig.thinned(rig.driver_class.ways, 2):
             with rig.run() as run:
                 with ambient_span():
                     run.driver.publish("hello", way=way)
@@ -47,9 +46,8 @@ class Receiving:
 
     @scenario(2)
     def test_each_delivery_has_a_span_of_its_own(self, rig: Rig) -> None:
-        """Several messages of several traces: as many CONSUMER spans, each a child of its own PRODUCER span.
-        """
-        bodies = [f"message {number}" for number in range(5)]
+        """Several messages of several traces: as many CONSUMER spans, each a child of its own PRODUCER span."""
+        bodies = rig.thinned((f"message {number}" for number in range(5)), 2)
         with rig.run() as run:
             for body in bodies:
                 run.driver.publish(body)
@@ -172,8 +170,7 @@ class Receiving:
     @scenario(8, "broken headers")
     @pytest.mark.parametrize("form", ["text", "bytes", "uppercase name", "a higher version"])
     def test_what_is_readable_is_read(self, rig: Rig, form: str) -> None:
-        """A valid traceparent is continued also as bytes, under a name in capitals, and in a version to come.
-        """
+        """A valid traceparent is continued also as bytes, under a name in capitals, and in a version to come."""
         fields: Mapping[str, object] = {
             "text": {"traceparent": values.VALID},
             "bytes": {"traceparent": values.VALID.encode()},
@@ -218,7 +215,7 @@ class Receiving:
         """By every call that delays: the same trace; the delay that was asked for is told apart from the
         wait.
         """
-        for way in rig.driver_class.delayed_ways:
+        for way in rig.thinned(rig.driver_class.delayed_ways, 1):
             with rig.run() as run:
                 with ambient_span():
                     run.driver.publish("later", way=way, delay=1.0)
@@ -226,16 +223,15 @@ class Receiving:
                 producer, consumer = run.producer, run.consumer
                 assert (consumer.trace_id, consumer.parent_id) == producer.context, way
                 elapsed = (consumer.start - producer.start) / 1e9
-                assert elapsed >= 1.0 - run.driver.send_time_resolution, way
+                assert elapsed >= 1.0 - run.driver.delay_resolution, way
                 if "sent at" in rig.lacks:
                     assert "queueprop.message.queue_time" not in consumer.attributes, way
                     continue
-                delay = consumer.attributes.get("queueprop.message.delay", 0.0)
-                assert delay == (pytest.approx(1.0, abs=0.1) if run.driver.tells_delay else 0.0), way
+                delay = consumer.attributes.get("queueprop.message.delay")
+                assert delay == (pytest.approx(1.0, abs=0.1) if run.driver.tells_delay else None), way
                 waited = consumer.attributes["queueprop.message.queue_time"]
-                assert waited == pytest.approx(elapsed - delay, abs=0.2 + run.driver.send_time_resolution), (
-                    way
-                )
+                tolerance = 0.2 + run.driver.send_time_resolution + run.driver.delay_resolution
+                assert waited == pytest.approx(elapsed - 1.0, abs=tolerance), way
 
     @scenario(26, "baggage at rest")
     def test_an_untrusted_source_is_only_linked(self, rig: Rig) -> None:
@@ -286,9 +282,7 @@ def _with_baggage(members: Mapping[str, str]) -> context.Context:
 
 
 def _broken(rig: Rig) -> dict[str, object]:
-    driver = rig.driver_class
+    names = rig.thinned([*values.MALFORMED_KINDS, *values.MALFORMED], len(values.MALFORMED_KINDS))
     return {
-        name: value
-        for name, value in values.MALFORMED.items()
-        if driver.can_plant(value) and (not driver.costly(rig.column.style) or name in values.MALFORMED_KINDS)
+        name: values.MALFORMED[name] for name in names if rig.driver_class.can_plant(values.MALFORMED[name])
     }

@@ -95,8 +95,7 @@ class Sending:
 
     @scenario(6)
     def test_without_an_sdk_nothing_is_made_up(self, rig: Rig) -> None:
-        """Without an SDK and without a context a message is sent and handled, and its handler sees no trace.
-        """
+        """Without an SDK and without a context a message is sent and handled, and its handler sees no trace."""
         with rig.run(sdk=False) as run:
             run.driver.publish("hello")
             run.driver.consume(do("observe"))

@@ -37,6 +37,8 @@ from opentelemetry.sdk.trace.sampling import Sampler
 
 # Names the file to the processes of a run; a spawned worker finds it in its environment.
 RECORDS = "_QUEUEPROP_CONTRACT_RECORDS"
+SDK = "_QUEUEPROP_CONTRACT_SDK"
+"""``1`` where the run has an SDK."""
 
 DEADLINE = 60.0
 """Seconds after which a condition that a run waits for counts as never met."""
@@ -216,13 +218,13 @@ def telemetry(
     sdk: bool = True,
     propagators: str | None = None,
 ) -> Iterator[Telemetry]:
-    """Global providers of its own for one run, in this process and, through the environment, in its workers.
-    """
+    """Global providers of its own for one run, in this process and, through the environment, in its workers."""
     path.touch()
     os.environ[RECORDS] = str(path)
     run = Telemetry(path)
     previous_propagator = propagate.get_global_textmap()
     _forget_providers()
+    os.environ[SDK] = str(int(sdk))
     if sdk:
         run.tracer_provider, run.meter_provider = set_providers(sampler)
     if propagators is not None:
@@ -242,7 +244,7 @@ def telemetry(
             propagate.set_global_textmap(previous_propagator)
             os.environ.pop(_PROPAGATORS, None)
             _forget_providers()
-            del os.environ[RECORDS]
+            del os.environ[RECORDS], os.environ[SDK]
 
 
 def set_providers(sampler: Sampler | None = None) -> tuple[TracerProvider, MeterProvider]:
