@@ -36,7 +36,6 @@ Need = Literal[
     "instrumentor",
     "kill",
     "many",
-    "pull",
     "redelivery",
     "restart",
     "retry",
@@ -171,6 +170,11 @@ class Driver(ABC):
     def absent(cls, column: Column) -> str | None:
         """Why the column cannot be had at all: its style came with a later version of the library."""
         return None
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        """Whether the user pulls each message by a call of their own, which has a receive span."""
+        return False
 
     @classmethod
     def remarks(cls, column: Column) -> Mapping[int, str]:
@@ -339,6 +343,14 @@ class Driver(ABC):
     @property
     def batch_send_name(self) -> str:
         return self.send_name
+
+    @property
+    def receive_name(self) -> str:
+        return f"poll {self.queue}"
+
+    @property
+    def settle_name(self) -> str:
+        return f"ack {self.queue}"
 
     @property
     def process_name(self) -> str:

@@ -9,7 +9,7 @@ from opentelemetry import baggage, context, trace
 
 from integration.contract import values
 from integration.contract.actions import do
-from integration.contract.run import Rig, only
+from integration.contract.run import Rig, Run, only
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import ambient_span
 from queueprop import Settings
@@ -41,7 +41,7 @@ class Receiving:
                 assert consumer.name == run.driver.process_name, way
                 assert (consumer.status, consumer.events) == ("UNSET", []), way
                 values.assert_attributes(consumer, run.driver.process_attributes())
-                assert [span for span in run.ours if span.kind not in ("PRODUCER", "CONSUMER")] == [], way
+                _assert_received(run, rig)
                 assert run.handled.body == "hello", way
 
     @scenario(2)
@@ -58,6 +58,23 @@ class Receiving:
                 it.context for it in run.producers
             }
             assert len({span.trace_id for span in run.consumers}) == len(bodies)
+
+    @scenario(2, "settle")
+    def test_a_settlement_is_a_child_of_the_consumer_span(self, rig: Rig) -> None:
+        """Settings(settle_spans=True): a CLIENT span for the ack, in the message's trace; by default there is none."""
+        for wanted in (False, True):
+            with rig.run(Settings(settle_spans=wanted)) as run:
+                run.driver.publish("hello")
+                run.driver.consume(do("observe"))
+                settled = [
+                    span for span in run.ours if span.attributes["messaging.operation.type"] == "settle"
+                ]
+                if not wanted:
+                    assert settled == []
+                    continue
+                span = only(settled)
+                assert (span.kind, span.name) == ("CLIENT", run.driver.settle_name)
+                assert (span.trace_id, span.parent_id) == run.consumer.context
 
     @scenario(3)
     def test_handler_runs_inside_the_consumer_span(self, rig: Rig) -> None:
@@ -272,6 +289,20 @@ class Receiving:
                 for message in run.driver.wire()
             }
             assert written == {"both": ["tenant=42"], "one": []}
+
+
+def _assert_received(run: Run, rig: Rig) -> None:
+    """A CLIENT span for the call that pulled the message, over before its handling; none where nobody pulls."""
+    clients = [span for span in run.ours if span.kind not in ("PRODUCER", "CONSUMER")]
+    if not rig.driver_class.receives(rig.column.style):
+        assert clients == []
+        return
+    receive = only(clients)
+    assert (receive.kind, receive.name) == ("CLIENT", run.driver.receive_name)
+    assert receive.attributes["messaging.operation.type"] == "receive"
+    assert [link.context for link in receive.links] == [run.producer.context]
+    assert receive.end <= run.consumer.start
+    assert receive.span_id != run.consumer.parent_id
 
 
 def _with_baggage(members: Mapping[str, str]) -> context.Context:

@@ -76,4 +76,4 @@ class Workers:
             assert [(before.trace_id, before.parent_id), (after.trace_id, after.parent_id)] == [
                 span.context for span in run.producers
             ]
-            assert len(run.ours) == 4
+            assert len(run.producers) == len(run.consumers) == 2

@@ -35,14 +35,14 @@ from integration.contract.driver import (
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from queueprop import Destination, Message, Settings
 
-_STYLES = ("callback", "with", "async", "generator", "async generator")
+_STYLES = ("callback", "with", "pull", "async", "generator", "async generator")
 
 Handle = Callable[["_Envelope"], Any]
 
 
 class MemoryDriver(Driver):
-    """``callback`` and ``async`` decorate a handler, ``with`` wraps the body of a pull loop, the generators
-    work in steps.
+    """``callback`` and ``async`` decorate a handler, ``with`` wraps the body of a loop, ``pull`` also the call that gets
+    the message, and the generators work in steps.
     """
 
     library = "memory"
@@ -68,6 +68,7 @@ class MemoryDriver(Driver):
             "containers": "send_span writes into headers that the caller hands over, by design",
             "instrumentor": "the core alone: no library to instrument",
             "kill": "the queue is gone with its process",
+            **({} if column.style in ("with", "pull") else {"settle": "the decorator knows of no ack"}),
             "restart": "the queue is gone with its process",
             "worker processes": "the queue is in this process",
         }
@@ -77,10 +78,15 @@ class MemoryDriver(Driver):
         return {
             "callback": (),
             "with": ("break", "return", "exception"),
+            "pull": ("break", "return", "exception"),
             "async": ("cancel",),
             "generator": ("break", "exception", "closed elsewhere", "dropped"),
             "async generator": ("break", "cancel", "closed elsewhere"),
         }[style]
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        return style == "pull"
 
     @classmethod
     def at_once(cls, style: str) -> int:
@@ -176,7 +182,7 @@ class MemoryDriver(Driver):
                 future.result(DEADLINE)
 
     def leave(self, how: str, handler: Handler) -> None:
-        if self.style == "with":
+        if self.style in ("with", "pull"):
             with contextlib.suppress(_LeftError):
                 self._leave_loop(how, handler)
         elif self.style == "generator":
@@ -210,9 +216,17 @@ class MemoryDriver(Driver):
     def _consume_here(self, handler: Handler, count: int) -> None:
         handle = self._handle_for(handler)
         for _ in range(count):
-            envelope = self._broker.get(self.queue)
+            envelope = self._get()
             with self._settled(envelope):
                 handle(envelope)
+
+    def _get(self) -> _Envelope:
+        if self.style != "pull" or self._settings is None:
+            return self._broker.get(self.queue)
+        with queueprop.receive_span(self._destinations[self.queue], settings=self._settings) as receipt:
+            envelope = self._broker.get(self.queue)
+            receipt.add(_message(envelope))
+        return envelope
 
     async def _consume_tasks(self, handler: Handler, count: int, at_once: int) -> None:
         handle = self._handle_for(handler)
@@ -235,6 +249,7 @@ class MemoryDriver(Driver):
         return {
             "callback": self._callback,
             "with": self._with,
+            "pull": self._with,
             "async": self._async,
             "generator": self._generator,
             "async generator": self._async_generator,
@@ -255,17 +270,23 @@ class MemoryDriver(Driver):
 
     def _with(self, handler: Handler) -> Handle:
         def handle(envelope: _Envelope) -> None:
-            with self._process_span(envelope):
+            message = _message(envelope)
+            with self._process_span(message):
                 run(handler, self._delivery(envelope))
+            with self._settle_span(message):
+                self._broker.ack(envelope)
 
         return handle
 
-    def _process_span(self, envelope: _Envelope) -> contextlib.AbstractContextManager[Any]:
+    def _process_span(self, message: Message) -> contextlib.AbstractContextManager[Any]:
         if self._settings is None:
             return contextlib.nullcontext()
-        return queueprop.process_span(
-            self._destinations[self.queue], _message(envelope), settings=self._settings
-        )
+        return queueprop.process_span(self._destinations[self.queue], message, settings=self._settings)
+
+    def _settle_span(self, message: Message) -> contextlib.AbstractContextManager[Any]:
+        if self._settings is None or not self._settings.settle_spans:
+            return contextlib.nullcontext()
+        return queueprop.settle_span(self._destinations[self.queue], message, settings=self._settings)
 
     def _async(self, handler: Handler) -> Handle:
         async def handle(envelope: _Envelope) -> None:
@@ -317,8 +338,8 @@ class MemoryDriver(Driver):
 
     def _leave_loop(self, how: str, handler: Handler) -> None:
         while True:
-            envelope = self._broker.get(self.queue)
-            with self._process_span(envelope):
+            envelope = self._get()
+            with self._process_span(_message(envelope)):
                 run(handler, self._delivery(envelope))
                 if how == "break":
                     break

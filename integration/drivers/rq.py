@@ -90,6 +90,7 @@ class RQDriver(Driver):
         lacks: dict[Need, str] = {
             "batch receive": "a worker performs one job at a time",
             "exits": "the loop is the worker's own",
+            "settle": "RQ has no ack",
             "redelivery": "RQ gives a job back by its retries alone",
         }
         if column.api == "explicit":
