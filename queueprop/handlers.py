@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar, cast
 
@@ -30,15 +31,24 @@ def run_inside(handler: F, begin: Begin) -> F:
     A generator's body runs inside, from its first step to its end; what its consumer does between two steps does
     not. ``begin`` may give ``None``: that call runs as it is.
     """
-    if inspect.isasyncgenfunction(handler):
+    if isinstance(handler, (staticmethod, classmethod)):
+        return cast(F, type(handler)(run_inside(handler.__func__, begin)))
+    if _is_a(inspect.isasyncgenfunction, handler):
         wrapper = _async_generator(handler, begin)
-    elif inspect.isgeneratorfunction(handler):
+    elif _is_a(inspect.isgeneratorfunction, handler):
         wrapper = _generator(handler, begin)
-    elif inspect.iscoroutinefunction(handler):
+    elif _is_a(inspect.iscoroutinefunction, handler):
         wrapper = _coroutine(handler, begin)
     else:
         wrapper = _function(handler, begin)
     return cast(F, functools.wraps(handler)(wrapper))
+
+
+def _is_a(kind: Callable[[Any], bool], handler: Any) -> bool:
+    """Whether calling ``handler`` is calling a function of this kind: it, or the ``__call__`` of an object."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return kind(handler) or kind(type(handler).__call__)
 
 
 def _begun(begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scoped | None:
@@ -61,9 +71,11 @@ def _function(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
             scope.close(error)
             raise
         if inspect.iscoroutine(result):
-            # A plain callable around an async handler (a partial's cousin, a decorated one): its body comes later.
+            # A plain callable around an async handler (a lambda, a decorated one): its body comes later, or never.
             scope.detach()
-            return _awaited(scope, result)
+            body = _awaited(scope, result)
+            weakref.finalize(body, scope.close).atexit = False
+            return body
         scope.close()
         return result
 
@@ -101,71 +113,65 @@ def _coroutine(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
 def _generator(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         body = handler(*args, **kwargs)
-        scope = _begun(begin, args, kwargs)
-        return (yield from body) if scope is None else (yield from _steps(scope, body))
+        scope = _begun(begin, args, kwargs) or _Nowhere()
+        step: Callable[[Any], Any] = body.send
+        argument: Any = None
+        scope.open()
+        try:
+            while True:
+                try:
+                    value = step(argument)
+                except StopIteration as end:
+                    result = end.value
+                    break
+                scope.detach()
+                try:
+                    step, argument = body.send, (yield value)
+                except (
+                    BaseException
+                ) as thrown:  # GeneratorExit, too: the body closes itself, as it would alone
+                    step, argument = body.throw, thrown
+                scope.reattach()
+        except BaseException as error:
+            argument = None  # an exception that was thrown in knows this frame
+            scope.close(error)
+            raise
+        scope.close()
+        return result
 
     return call
-
-
-def _steps(scope: Scoped, body: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    scope.open()
-    try:
-        step, argument = body.send, None
-        while True:
-            try:
-                value = step(argument)
-            except StopIteration as end:
-                return end.value
-            scope.detach()
-            try:
-                step, argument = body.send, (yield value)
-            except GeneratorExit:
-                scope.reattach()
-                body.close()
-                raise
-            except BaseException as thrown:
-                step, argument = body.throw, thrown
-            scope.reattach()
-    except BaseException as error:
-        scope.close(error)
-        raise
-    finally:
-        scope.close()
 
 
 def _async_generator(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         body = handler(*args, **kwargs)
         scope = _begun(begin, args, kwargs) or _Nowhere()
+        step: Callable[[Any], Any] = body.asend
+        argument: Any = None
         scope.open()
         try:
-            step, argument = body.asend, None
             while True:
                 try:
                     value = await step(argument)
                 except StopAsyncIteration:
-                    return
+                    break
                 scope.detach()
                 try:
                     step, argument = body.asend, (yield value)
-                except GeneratorExit:
-                    scope.reattach()
-                    await body.aclose()
-                    raise
                 except BaseException as thrown:
                     step, argument = body.athrow, thrown
                 scope.reattach()
         except BaseException as error:
+            argument = None  # as above
             scope.close(error)
             raise
-        finally:
-            scope.close()
+        scope.close()
 
     return call
 
 
 class _Nowhere:
-    """The scope of a call that is left as it is (an async generator has no ``yield from``)."""
+    """The scope of a call that is left as it is."""
 
     def open(self) -> None: ...
     def close(self, error: BaseException | None = None) -> None: ...

@@ -9,6 +9,7 @@ What most messages do not need is a default of the class, so that making an oper
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import queue
 import time
 import traceback
@@ -43,7 +44,14 @@ Attributes = Mapping[str, AttributeValue]
 _NO_MESSAGE = Message()
 
 # What a pull call raises when there is nothing to pull, or when it is given up: no span is made of it.
-_EMPTY_POLL = (queue.Empty, asyncio.QueueEmpty, asyncio.CancelledError, TimeoutError, asyncio.TimeoutError)
+_EMPTY_POLL = (
+    queue.Empty,
+    asyncio.QueueEmpty,
+    asyncio.CancelledError,
+    TimeoutError,
+    asyncio.TimeoutError,  # until Python 3.10 a class of its own, and so the next
+    concurrent.futures.TimeoutError,
+)
 
 
 class MessageOperation(Scope):
@@ -444,6 +452,9 @@ class Settle(MessageOperation):
         self.messages = messages
 
     def _open(self, current: Context) -> None:
+        if not self.messages:
+            self.closed = True
+            return
         *others, message = self.messages
         parent = self._parent(message, current)
         if others:

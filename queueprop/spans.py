@@ -273,5 +273,7 @@ def _details(message: Message, settings: Settings) -> dict[str, AttributeValue]:
                 attributes[semconv.HEADER + name] = texts
     if settings.body_size and message.body is not None:
         body = message.body
-        attributes[semconv.MESSAGE_BODY_SIZE] = len(body.encode() if isinstance(body, str) else body)
+        attributes[semconv.MESSAGE_BODY_SIZE] = len(
+            body.encode(errors="surrogatepass") if isinstance(body, str) else body
+        )
     return attributes

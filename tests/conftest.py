@@ -1,0 +1,10 @@
+"""In our own suite a fault of ours fails the test instead of hiding in a log. (Nobody else's suite does this.)"""
+
+import pytest
+
+from queueprop import guard
+
+
+@pytest.fixture(autouse=True)
+def _faults_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "raise_faults", True)

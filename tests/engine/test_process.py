@@ -1,0 +1,574 @@
+"""process: the CONSUMER span of a delivery; the rule of parent and link; trust; what is current in the handler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context, attach, get_current, set_value
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    get_current_span,
+)
+
+from queueprop import Destination, Message, carry_context
+from queueprop.testing import assert_no_orphans
+
+from .telemetry import (
+    CREATION,
+    ORDERS,
+    TRACE,
+    TRACEPARENT,
+    Telemetry,
+    attributes,
+    baggage_of_ours,
+    current_ids,
+    ids,
+    links,
+    parent,
+    traceparent,
+    written,
+)
+
+MALFORMED = {
+    "not a traceparent": "nonsense",
+    "upper case": TRACEPARENT.upper(),
+    "all zero": "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+    "None": None,
+    "a number": 7,
+    "a list": [TRACEPARENT],
+    "a table": {"traceparent": TRACEPARENT},
+    "invalid UTF-8": b"\xff\xfe",
+    "empty": "",
+    "a megabyte": "0" * 1_000_000,
+}
+
+
+class TestSpan:
+    """What the span says."""
+
+    def test_a_delivery_makes_one_consumer_span(self, telemetry: Telemetry) -> None:
+        """One delivery, one span: kind CONSUMER, `process <destination>`, status unset, the required attributes."""
+        with telemetry.engine().process(ORDERS, Message({})):
+            pass
+        span = telemetry.only()
+        assert (span.name, span.kind, span.status.status_code) == (
+            "process orders",
+            SpanKind.CONSUMER,
+            StatusCode.UNSET,
+        )
+        assert attributes(span) == {
+            "messaging.system": "my-queue",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": "orders",
+        }
+
+    def test_the_operation_may_have_another_name(self, telemetry: Telemetry) -> None:
+        """A library that calls it `perform` gets `perform orders`; the type stays process."""
+        with telemetry.engine().process(ORDERS, Message({}), operation="perform"):
+            pass
+        assert attributes(telemetry.only("perform orders"))["messaging.operation.type"] == "process"
+
+    def test_what_is_known_of_the_delivery_is_on_the_span(self, telemetry: Telemetry) -> None:
+        """Id, attempt and the library's attributes; the time in the queue only where a send time is known."""
+        message = Message({}, id="m1", attempt=2, attributes={"messaging.kafka.offset": 7})
+        with telemetry.engine().process(ORDERS, message):
+            pass
+        found = attributes(telemetry.only())
+        assert found["messaging.message.id"] == "m1"
+        assert found["queueprop.message.delivery_attempt"] == 2
+        assert found["messaging.kafka.offset"] == 7
+        assert "queueprop.message.queue_time" not in found
+
+    def test_the_time_in_the_queue(self, telemetry: Telemetry) -> None:
+        """Seconds from the send to the handling, without the delay that was asked for, which stands beside it."""
+        message = Message({}, sent_at=time.time() - 10, delay=4)
+        with telemetry.engine().process(ORDERS, message):
+            pass
+        found = attributes(telemetry.only())
+        assert found["queueprop.message.queue_time"] == pytest.approx(6, abs=1)
+        assert found["queueprop.message.delay"] == 4
+
+    def test_clocks_that_differ(self, telemetry: Telemetry) -> None:
+        """A message from a clock that is ahead waited 0 seconds, never less."""
+        with telemetry.engine().process(ORDERS, Message({}, sent_at=time.time() + 60)):
+            pass
+        assert attributes(telemetry.only())["queueprop.message.queue_time"] == 0
+
+    def test_made_after_the_fact(self, telemetry: Telemetry) -> None:
+        """`started_at` is the span's start, and the time in the queue ends there."""
+        started_at = time.time_ns() - 5_000_000_000
+        message = Message({}, sent_at=started_at / 1e9 - 2)
+        process = telemetry.engine().process(ORDERS, message, started_at=started_at)
+        process.open()
+        process.close()
+        span = telemetry.only()
+        assert span.start_time == started_at
+        assert attributes(span)["queueprop.message.queue_time"] == pytest.approx(2, abs=0.001)
+
+    def test_the_hook_is_given_the_librarys_message(self, telemetry: Telemetry) -> None:
+        """consume_hook(span, message): the span that is current in the handler, and the native message."""
+        seen: list[tuple[Span, object]] = []
+        engine = telemetry.engine(consume_hook=lambda span, message: seen.append((span, message)))
+        with engine.process(ORDERS, Message({}, native="job")) as span:
+            assert seen == [(span, "job")]
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_hook_that_raises(self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+        """Its exception is logged once; the handler runs inside the span as if there were no hook."""
+
+        def hook(span: Span, message: Any) -> None:
+            raise LookupError("hook")
+
+        engine = telemetry.engine(consume_hook=hook)
+        for _ in range(2):
+            with engine.process(ORDERS, Message({"traceparent": TRACEPARENT})) as span:
+                assert get_current_span() is span
+        assert [span.status.status_code for span in telemetry.spans] == [StatusCode.UNSET] * 2
+        assert len(caplog.records) == 1
+
+    def test_describe_and_captured_headers(self, telemetry: Telemetry) -> None:
+        """They are on process spans as on sends."""
+        message = Message({"X-A": "1"}, native="job", describe=lambda native: {"native": native}, body=b"abc")
+        with telemetry.engine(capture_headers=("x-a",), body_size=True).process(ORDERS, message):
+            pass
+        found = attributes(telemetry.only())
+        assert (found["native"], found["messaging.header.x-a"]) == ("job", ("1",))
+        assert found["messaging.message.body.size"] == 3
+
+
+class TestParent:
+    """The rule of parent and link, propagation="parent"."""
+
+    def test_the_creation_context_is_parent_and_link(self, telemetry: Telemetry) -> None:
+        """A message with a context: its creation context is the parent, and is linked."""
+        with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})):
+            assert current_ids() is not None
+        span = telemetry.only()
+        assert (parent(span), links(span)) == (CREATION, [CREATION])
+        assert span.parent is not None
+        assert span.parent.is_remote
+
+    @pytest.mark.parametrize("value", [TRACEPARENT.encode(), bytearray(TRACEPARENT.encode())])
+    def test_a_context_in_bytes_is_read(self, telemetry: Telemetry, value: object) -> None:
+        """Brokers give text as bytes of some kind."""
+        with telemetry.engine().process(ORDERS, Message([("TraceParent", value)])):
+            pass
+        assert parent(telemetry.only()) == CREATION
+
+    def test_another_current_span_is_linked(self, telemetry: Telemetry) -> None:
+        """A poller's or a request's span is linked, never the parent."""
+        with telemetry.current() as ambient:
+            with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})) as span:
+                assert get_current_span() is span
+            assert get_current_span() is ambient
+        span_ = telemetry.only("process orders")
+        assert (parent(span_), links(span_)) == (CREATION, [CREATION, ids(ambient)])
+
+    def test_the_publish_itself_is_not_linked_twice(self, telemetry: Telemetry) -> None:
+        """Handled inside its own publish (an in-memory queue): creation context and ambient span are one link."""
+        engine = telemetry.engine()
+        headers: dict[str, Any] = {}
+        with engine.send(ORDERS, Message(headers)) as send, engine.process(ORDERS, Message(headers)):
+            pass
+        assert links(telemetry.only("process orders")) == [ids(send)]
+
+    @pytest.mark.parametrize("headers", [None, {}, {"x": 1}, [], 7, [("a",)]])
+    def test_no_context_is_a_new_root(self, telemetry: Telemetry, headers: object) -> None:
+        """Without a context: a new root, although another span is current, which is linked."""
+        with telemetry.current() as ambient, telemetry.engine().process(ORDERS, Message(headers)):
+            pass
+        span = telemetry.only("process orders")
+        assert (parent(span), links(span)) == (None, [ids(ambient)])
+        assert ids(span) != ids(ambient)
+        assert span.context is not None
+        assert span.context.trace_id != ambient.get_span_context().trace_id
+
+    def test_a_root_without_ambient_has_no_links(self, telemetry: Telemetry) -> None:
+        """Nothing is linked that is not there; an invalid current span is nothing."""
+        with trace.use_span(INVALID_SPAN), telemetry.engine().process(ORDERS, Message({})):
+            pass
+        span = telemetry.only()
+        assert (parent(span), links(span)) == (None, [])
+
+    @pytest.mark.parametrize("value", MALFORMED.values(), ids=MALFORMED.keys())
+    def test_a_broken_context_is_a_new_root(self, telemetry: Telemetry, value: object) -> None:
+        """Whatever junk the header holds: a root, the ambient span linked, nothing raised."""
+        message = Message({"traceparent": value, "tracestate": "a=1"})
+        with telemetry.current() as ambient, telemetry.engine().process(ORDERS, message):
+            pass
+        span = telemetry.only("process orders")
+        assert (parent(span), links(span)) == (None, [ids(ambient)])
+        assert span.context is not None
+        assert len(span.context.trace_state) == 0
+
+    def test_what_is_no_span_is_not_linked(self, telemetry: Telemetry) -> None:
+        """Somebody's junk under OpenTelemetry's span key is passed over."""
+        before = get_current()
+        attach(trace.set_span_in_context("junk", Context()))  # type: ignore[arg-type]
+        try:
+            with telemetry.engine().process(ORDERS, Message({})):
+                pass
+        finally:
+            attach(before)
+        assert links(telemetry.only()) == []
+
+
+class TestLink:
+    """The rule of parent and link, propagation="link"."""
+
+    def test_the_ambient_span_is_the_parent(self, telemetry: Telemetry) -> None:
+        """The ambient span is the parent, the creation context is linked, once."""
+        engine = telemetry.engine(propagation="link")
+        message = Message({"traceparent": TRACEPARENT})
+        with telemetry.current() as ambient, engine.process(ORDERS, message) as span:
+            assert get_current_span() is span
+        ended = telemetry.only("process orders")
+        assert (parent(ended), links(ended)) == (ids(ambient), [CREATION])
+
+    def test_without_an_ambient_span_it_is_a_root(self, telemetry: Telemetry) -> None:
+        """Else a new root, linked."""
+        with telemetry.engine(propagation="link").process(ORDERS, Message({"traceparent": TRACEPARENT})):
+            pass
+        span = telemetry.only()
+        assert (parent(span), links(span)) == (None, [CREATION])
+        assert span.context is not None
+        assert span.context.trace_id != TRACE
+        assert_no_orphans(telemetry.spans)
+
+    @pytest.mark.parametrize("headers", [{}, {"traceparent": "junk"}])
+    def test_without_a_context(self, telemetry: Telemetry, headers: dict[str, Any]) -> None:
+        """No usable context: the ambient span is the parent all the same, and nothing is linked."""
+        engine = telemetry.engine(propagation="link")
+        with telemetry.current() as ambient, engine.process(ORDERS, Message(headers)):
+            pass
+        span = telemetry.only("process orders")
+        assert (parent(span), links(span)) == (ids(ambient), [])
+
+    def test_baggage_is_attached_either_way(self, telemetry: Telemetry) -> None:
+        """The message's baggage is current; the ambient's is not mixed into it."""
+        message = Message({"traceparent": TRACEPARENT, "baggage": "user=7"})
+        with baggage_of_ours(mine="1"), telemetry.engine(propagation="link").process(ORDERS, message):
+            assert baggage.get_all() == {"user": "7"}
+
+    def test_untrusted(self, telemetry: Telemetry) -> None:
+        """Nothing of an untrusted source is continued: the link stays, its baggage does not come in."""
+        engine = telemetry.engine(propagation="link", trust="none")
+        with engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"})):
+            assert baggage.get_all() == {}
+        span = telemetry.only()
+        assert (parent(span), links(span)) == (None, [CREATION])
+
+
+class TestTrust:
+    """Whose context is continued."""
+
+    def test_none(self, telemetry: Telemetry) -> None:
+        """`trust="none"`: a new root that links to the creation context, and no baggage."""
+        message = Message({"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "user=7"})
+        with telemetry.engine(trust="none").process(ORDERS, message):
+            assert baggage.get_all() == {}
+        span = telemetry.only()
+        assert (parent(span), links(span)) == (None, [CREATION])
+        assert span.context is not None
+        assert span.context.trace_id != TRACE
+        assert len(span.context.trace_state) == 0
+
+    def test_none_with_an_ambient_span(self, telemetry: Telemetry) -> None:
+        """The ambient span is linked as well, and is no parent."""
+        message = Message({"traceparent": TRACEPARENT})
+        with telemetry.current() as ambient, telemetry.engine(trust="none").process(ORDERS, message):
+            pass
+        span = telemetry.only("process orders")
+        assert (parent(span), links(span)) == (None, [CREATION, ids(ambient)])
+
+    @pytest.mark.parametrize("trusted", [True, False])
+    def test_a_function_decides(self, telemetry: Telemetry, trusted: bool) -> None:
+        """The function is asked with destination and message; its answer holds for this message."""
+        message = Message({"traceparent": TRACEPARENT, "baggage": "user=7"})
+        asked: list[tuple[Destination, Message]] = []
+
+        def trust(destination: Destination, given: Message) -> bool:
+            asked.append((destination, given))
+            return trusted
+
+        with telemetry.engine(trust=trust).process(ORDERS, message):
+            assert baggage.get_all() == ({"user": "7"} if trusted else {})
+        assert asked == [(ORDERS, message)]
+        assert parent(telemetry.only()) == (CREATION if trusted else None)
+        assert links(telemetry.only()) == [CREATION]
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_function_that_raises(self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+        """Who cannot be judged is not trusted; the handler runs, the fault is logged once."""
+
+        def trust(destination: Destination, message: Message) -> bool:
+            raise LookupError("trust")
+
+        engine = telemetry.engine(trust=trust)
+        for _ in range(2):
+            with engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"})):
+                assert baggage.get_all() == {}
+        assert [(parent(span), links(span)) for span in telemetry.spans] == [(None, [CREATION])] * 2
+        assert len(caplog.records) == 1
+
+    def test_an_excluded_destination_is_not_trusted_either(self, telemetry: Telemetry) -> None:
+        """Without a span of ours, too, an untrusted source's trace and baggage are not continued."""
+        engine = telemetry.engine(trust="none", exclude=("orders",))
+        with engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"})):
+            assert current_ids() is None
+            assert baggage.get_all() == {}
+
+
+class TestInside:
+    """What is current in the handler, and after it."""
+
+    def test_the_handler_runs_inside(self, telemetry: Telemetry) -> None:
+        """The span is current, its children belong to it, and before() is back afterwards: the same object."""
+        attach(set_value("mine", 1))
+        before = get_current()
+        with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})) as span:
+            assert get_current_span() is span
+            assert get_current()["mine"] == 1
+            with telemetry.current("child"):
+                pass
+        assert get_current() is before
+        attach(Context())
+        assert parent(telemetry.only("child")) == ids(span)
+
+    def test_the_messages_baggage_and_not_the_pollers(self, telemetry: Telemetry) -> None:
+        """Baggage of the message is readable, that which was current around the loop is not."""
+        engine = telemetry.engine()
+        with baggage_of_ours(mine="1"):
+            with engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"})):
+                assert baggage.get_all() == {"user": "7"}
+            with engine.process(ORDERS, Message({"traceparent": TRACEPARENT})):
+                assert baggage.get_all() == {}
+            assert baggage.get_all() == {"mine": "1"}
+
+    @pytest.mark.parametrize("headers", [{"baggage": "user=7"}, {"baggage": "user=7", "traceparent": "junk"}])
+    def test_baggage_without_a_trace(self, telemetry: Telemetry, headers: dict[str, Any]) -> None:
+        """Baggage comes in by itself: a missing or broken traceparent does not drop it."""
+        with telemetry.engine().process(ORDERS, Message(headers)):
+            assert baggage.get_all() == {"user": "7"}
+
+    def test_only_allowed_baggage_enters(self, telemetry: Telemetry) -> None:
+        """`baggage_allow` names the keys that are let in."""
+        message = Message({"traceparent": TRACEPARENT, "baggage": "user=7,tenant=a"})
+        with telemetry.engine(baggage_allow=("tenant",)).process(ORDERS, message):
+            assert baggage.get_all() == {"tenant": "a"}
+
+    def test_tracestate_comes_through(self, telemetry: Telemetry) -> None:
+        """The handler's own publish sends the tracestate on."""
+        engine = telemetry.engine()
+        forwarded: dict[str, Any] = {}
+        with (
+            engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "tracestate": "a=1,b=2"})),
+            engine.send(ORDERS, Message(forwarded)),
+        ):
+            pass
+        assert forwarded["tracestate"] == "a=1,b=2"
+        assert written(forwarded)[0] == TRACE
+
+    def test_sampled_out(self, telemetry: Telemetry) -> None:
+        """An unsampled message: nothing is exported, yet the handler sees its trace, its flag and its baggage."""
+        sampler = ParentBased(ALWAYS_OFF)
+        engine = telemetry.engine(tracer_provider=TracerProvider(sampler=sampler, shutdown_on_exit=False))
+        with engine.process(ORDERS, Message({"traceparent": traceparent(flags="00"), "baggage": "user=7"})):
+            context = get_current_span().get_span_context()
+            assert context.trace_id == TRACE
+            assert not context.trace_flags & TraceFlags.SAMPLED
+            assert baggage.get_all() == {"user": "7"}
+
+    def test_suppressed(self, telemetry: Telemetry) -> None:
+        """Under suppress_instrumentation() nothing is made and nothing is changed: the handler just runs."""
+        with suppress_instrumentation():
+            before = get_current()
+            with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})) as span:
+                assert span is INVALID_SPAN
+                assert get_current() is before
+        assert len(telemetry.spans) == 0
+
+    def test_excluded_its_context_still_passes(self, telemetry: Telemetry) -> None:
+        """No span, but the handler is in the message's trace with its baggage, and not in the poller's."""
+        engine = telemetry.engine(exclude=("orders",))
+        with telemetry.current(), baggage_of_ours(mine="1"):
+            before = get_current()
+            with engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"})) as span:
+                assert span is INVALID_SPAN
+                assert current_ids() == CREATION
+                assert baggage.get_all() == {"user": "7"}
+            assert get_current() is before
+        assert [span.name for span in telemetry.spans] == ["ambient"]
+
+    def test_excluded_without_a_context(self, telemetry: Telemetry) -> None:
+        """The poller's span is not handed to the handler of a message that has none."""
+        with telemetry.current(), telemetry.engine(exclude=("*",)).process(ORDERS, Message({})):
+            assert current_ids() is None
+
+    def test_ten_thousand_messages_leave_the_context_as_it_was(self, telemetry: Telemetry) -> None:
+        """Not an equal context afterwards, the same."""
+        off = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+        engine = telemetry.engine(tracer_provider=off)
+        attach(set_value("mine", 1))
+        before = get_current()
+        for number in range(10_000):
+            with engine.process(ORDERS, Message({"traceparent": traceparent(span_id=number + 1)})):
+                pass
+            with engine.send(ORDERS, Message({})):
+                pass
+        assert get_current() is before
+        attach(Context())
+
+    def test_threads_do_not_see_each_other(self, telemetry: Telemetry) -> None:
+        """8 threads, interleaved by a barrier: each handler sees its own message's trace and baggage."""
+        engine = telemetry.engine()
+        barrier = threading.Barrier(8)
+        wrong: list[object] = []
+
+        def handle(number: int) -> None:
+            for turn in range(20):
+                trace_id = 1000 * (number + 1) + turn
+                headers = {"traceparent": traceparent(trace_id), "baggage": f"n={trace_id}"}
+                with engine.process(ORDERS, Message(headers)):
+                    barrier.wait(10)
+                    seen = (get_current_span().get_span_context().trace_id, baggage.get_all())
+                    if seen != (trace_id, {"n": str(trace_id)}):
+                        wrong.append(seen)
+                    barrier.wait(10)
+
+        threads = [threading.Thread(target=handle, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert len(telemetry.spans) == 160
+
+    def test_a_span_left_current_by_the_handler_does_not_leak(self, telemetry: Telemetry) -> None:
+        """A handler that attaches and never detaches: the next message starts from the context of before."""
+        before = get_current()
+        with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})):
+            attach(set_value("leaked", 1))
+        assert get_current() is before
+
+
+class TestOwner:
+    """Layers of one adapter on top of each other: one delivery, one span."""
+
+    def test_the_same_delivery_twice(self, telemetry: Telemetry) -> None:
+        """The explicit API inside the instrumentor: the same native message makes no second span."""
+        engine = telemetry.engine()
+        job = object()
+        headers = {"traceparent": TRACEPARENT}
+        with engine.process(ORDERS, Message(headers, native=job), owner="rq") as span:
+            with engine.process(ORDERS, Message(headers, native=job), owner="rq") as same:
+                assert same is span
+            assert get_current_span() is span
+        assert telemetry.only().name == "process orders"
+
+    def test_also_behind_a_carried_context(self, telemetry: Telemetry) -> None:
+        """The same delivery in an executor, by carry_context, is still the same."""
+        engine = telemetry.engine()
+        job = object()
+
+        def handle() -> None:
+            with engine.process(ORDERS, Message({}, native=job), owner="rq"):
+                pass
+
+        with engine.process(ORDERS, Message({}, native=job), owner="rq"):
+            thread = threading.Thread(target=carry_context(carry_context(handle)))
+            thread.start()
+            thread.join()
+        assert telemetry.only().name == "process orders"
+
+    def test_a_key_tells_deliveries_apart(self, telemetry: Telemetry) -> None:
+        """Where layers wrap the message in objects of their own, what is below them tells: `key`."""
+        engine = telemetry.engine()
+        frame = object()
+        with engine.process(ORDERS, Message({}, native="outer", key=frame), owner="kombu"):
+            with engine.process(ORDERS, Message({}, native="inner", key=frame), owner="kombu"):
+                pass
+            with engine.process(ORDERS, Message({}, native=frame), owner="kombu"):
+                pass
+            with engine.process(ORDERS, Message({}, native="outer", key=object()), owner="kombu"):
+                pass
+        assert len(telemetry.spans) == 2
+
+    def test_what_is_another_delivery(self, telemetry: Telemetry) -> None:
+        """Another message, another adapter, the core, the same message after its handling: spans of their own."""
+        engine = telemetry.engine()
+        job, other = object(), object()
+        with engine.process(ORDERS, Message({}, native=job), owner="kombu"):
+            with engine.process(ORDERS, Message({}, native=other), owner="kombu"):
+                pass
+            with engine.process(ORDERS, Message({}, native=job), owner="pika"):
+                pass
+            with engine.process(ORDERS, Message({}, native=job)):
+                pass
+        with engine.process(ORDERS, Message({}, native=job), owner="kombu"):
+            pass
+        assert len(telemetry.spans) == 5
+
+    def test_a_publish_in_between(self, telemetry: Telemetry) -> None:
+        """A handler called inside a publish of the same adapter (an in-memory broker) is a delivery."""
+        engine = telemetry.engine()
+        with engine.send(ORDERS, Message({}), owner="rq"), engine.process(ORDERS, Message({}), owner="rq"):
+            pass
+        assert len(telemetry.spans) == 2
+
+
+class TestByHand:
+    """open and close, where a library offers no frame to wrap."""
+
+    def test_twice_is_once(self, telemetry: Telemetry) -> None:
+        """A second close changes nothing: not the span, not what is current by then."""
+        process = telemetry.engine().process(ORDERS, Message({}))
+        process.open()
+        process.close()
+        with telemetry.current():
+            now = get_current()
+            process.close(ValueError("late"))
+            assert get_current() is now
+        assert telemetry.only("process orders").status.status_code is StatusCode.UNSET
+
+    def test_closed_without_being_opened(self, telemetry: Telemetry) -> None:
+        """Nothing was begun, nothing ends."""
+        before = get_current()
+        telemetry.engine().process(ORDERS, Message({})).close()
+        assert get_current() is before
+        assert len(telemetry.spans) == 0
+
+    def test_detach_and_reattach(self, telemetry: Telemetry) -> None:
+        """The span goes on while it is not current, and can be made current again."""
+        process = telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT}))
+        before = get_current()
+        span = process.open()
+        process.detach()
+        assert get_current() is before
+        assert len(telemetry.spans) == 0
+        process.reattach()
+        assert get_current_span() is span
+        process.close()
+        assert get_current() is before
+
+    def test_remote_contexts_are_not_mistaken_for_ambient(self, telemetry: Telemetry) -> None:
+        """A remote span that somebody extracted and attached is ambient like any: linked, not the parent."""
+        remote = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1))
+        message = Message({"traceparent": TRACEPARENT})
+        with trace.use_span(NonRecordingSpan(remote)), telemetry.engine().process(ORDERS, message):
+            pass
+        assert links(telemetry.only()) == [CREATION, (5, 6)]

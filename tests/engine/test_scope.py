@@ -1,0 +1,230 @@
+"""Scopes: what is current, and its exact restoring, in whatever order and place they are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+from opentelemetry.context import Context, attach, detach, get_current, set_value
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from queueprop.scope import Carried, Scope, current_scope, is_suppressed
+
+
+def opened(name: str) -> Scope:
+    """A scope that is current; its name can be read by ``current``."""
+    scope = Scope()
+    before = get_current()
+    scope.attach({**before, "name": name}, before)
+    return scope
+
+
+def current() -> object:
+    return get_current().get("name")
+
+
+@pytest.fixture(autouse=True)
+def _no_failed_detach(caplog: pytest.LogCaptureFixture) -> object:
+    """OpenTelemetry logs "Failed to detach context" where a token is used in the wrong place: never with us."""
+    yield
+    assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
+
+
+def test_it_restores_the_very_same_context() -> None:
+    """Not an equal one: the object that was current."""
+    attach(set_value("mine", 1))
+    before = get_current()
+    scope = opened("a")
+    assert current() == "a"
+    assert get_current()["mine"] == 1
+    scope.detach()
+    assert get_current() is before
+    attach(Context())
+
+
+def test_twice_is_once() -> None:
+    """A second detach does not touch what is current by then."""
+    before = get_current()
+    scope = opened("a")
+    scope.detach()
+    other = opened("b")
+    scope.detach()
+    assert current() == "b"
+    other.detach()
+    assert get_current() is before
+
+
+def test_never_attached() -> None:
+    """Detaching or reattaching what never was current changes nothing."""
+    before = get_current()
+    Scope().detach()
+    Scope().reattach()
+    assert get_current() is before
+
+
+def test_nested() -> None:
+    """Closed in order: each restores the one around it."""
+    before = get_current()
+    outer, inner = opened("outer"), opened("inner")
+    inner.detach()
+    assert current() == "outer"
+    outer.detach()
+    assert get_current() is before
+
+
+def test_the_outer_one_first() -> None:
+    """Two interleaved loops: the one that is still open stays current, and then what was before both."""
+    before = get_current()
+    outer, inner = opened("outer"), opened("inner")
+    outer.detach()
+    assert current() == "inner"
+    inner.detach()
+    assert get_current() is before
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)], ids=str)
+def test_three_in_any_order(order: tuple[int, int, int]) -> None:
+    """Whatever the order, the innermost open one is current, and nothing is left at the end."""
+    before = get_current()
+    scopes = [opened(str(number)) for number in range(3)]
+    still_open = [0, 1, 2]
+    for number in order:
+        scopes[number].detach()
+        still_open.remove(number)
+        assert current() == (str(still_open[-1]) if still_open else None)
+    assert get_current() is before
+
+
+def test_opened_again_while_another_is_open() -> None:
+    """reattach puts it on top of what is current now, and detach takes it off from there."""
+    before = get_current()
+    first = opened("first")
+    first.detach()
+    second = opened("second")
+    first.reattach()
+    assert current() == "first"
+    first.reattach()  # it is current already
+    first.detach()
+    assert current() == "second"
+    second.detach()
+    assert get_current() is before
+
+
+def test_a_context_that_was_left_on_top() -> None:
+    """Somebody attached inside the scope and never detached: what was before the scope comes back."""
+    before = get_current()
+    scope = opened("a")
+    attach(set_value("left", 1))
+    scope.detach()
+    assert get_current() is before
+
+
+def test_a_context_that_does_not_know_it() -> None:
+    """Where a fresh context is current, not ours, it stays: it is not ours to take away."""
+    before = get_current()
+    scope = opened("a")
+    token = attach(Context({"name": "theirs"}))
+    scope.detach()
+    assert current() == "theirs"
+    detach(token)
+    attach(before)
+
+
+def test_in_another_thread() -> None:
+    """Detached by another thread, it changes nothing there."""
+    scope = opened("a")
+    seen: list[object] = []
+
+    def close() -> None:
+        other = opened("other")
+        scope.detach()
+        seen.append(current())
+        other.detach()
+        seen.append(get_current())
+
+    before = scope._previous
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    assert seen == ["other", {}]
+    assert before is not None
+    attach(before)
+
+
+def test_in_a_copied_context() -> None:
+    """Closed where a copy of its contextvars Context runs (a callback of asyncio's): no error, and only that copy."""
+    scope = opened("a")
+    copied = contextvars.copy_context()
+    copied.run(scope.detach)
+    assert copied.run(current) is None
+    assert current() == "a"
+    attach(Context())
+
+
+def test_tasks_interleaved() -> None:
+    """Each task has its own: a hundred of them, stepping in turn, see themselves and leave nothing."""
+
+    async def work(number: int) -> bool:
+        before = get_current()
+        scope = opened(str(number))
+        for _ in range(5):
+            await asyncio.sleep(0)
+            if current() != str(number):
+                return False
+        scope.detach()
+        return get_current() is before
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(work(number) for number in range(100)))
+
+    assert asyncio.run(run()) == [True] * 100
+
+
+def test_current_scope() -> None:
+    """The innermost operation that is current; a carried context belongs to the operation that it came from."""
+    assert current_scope(get_current()) is None
+    scope = opened("a")
+    assert current_scope(get_current()) is scope
+    inside = get_current()
+    scope.detach()
+    carried = Carried(inside)
+    twice: list[object] = []
+    carried.open()
+    again = Carried(get_current())
+    again.open()
+    twice.append(current_scope(get_current()))
+    assert current() == "a"
+    again.close()
+    carried.close()
+    assert twice == [scope]
+    assert get_current() == {}
+
+
+def test_a_carried_context_without_an_operation() -> None:
+    """A context of nobody's is carried all the same."""
+    carried = Carried(Context({"name": "x"}))
+    carried.open()
+    assert current() == "x"
+    assert current_scope(get_current()) is None
+    carried.close()
+    assert current() is None
+
+
+def test_suppression_is_seen() -> None:
+    """suppress_instrumentation() counts under every key that OpenTelemetry uses for it, and ends with its block."""
+    assert not is_suppressed(get_current())
+    with suppress_instrumentation():
+        inside = get_current()
+        assert is_suppressed(inside)
+    keys = [key for key, value in inside.items() if value is True]
+    assert keys
+    for key in keys:
+        assert is_suppressed(Context({key: True}))
+        assert not is_suppressed(Context({key: False}))
+
+
+def test_other_values_suppress_nothing() -> None:
+    """Whatever else a program keeps in its context is no suppression."""
+    assert not is_suppressed(Context({"mine": True, "suppress_me": True}))
