@@ -38,14 +38,16 @@ from contextvars import ContextVar
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span
 
-from queueprop import guard
+from queueprop import guard, propagation
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.flush import flush
 from queueprop.handlers import run_inside
 from queueprop.message import Destination, Message
 from queueprop.operations import Send
+from queueprop.scope import Carried
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
@@ -208,6 +210,10 @@ def _worker_patches(hooks: _Hooks) -> Iterator[Patch]:
     yield Patch(Queue, "run_sync", hooks.run_sync)
     yield Patch(Queue, "run_job", hooks.run_job)
     yield Patch(Job, "save_meta", hooks.save_meta)
+    # Called for a job whose worker is gone; from RQ 3 on it is a function.
+    registry = importlib.import_module("rq.registry")
+    owner = registry if hasattr(registry, "execute_failure_callback") else Job
+    yield Patch(owner, "execute_failure_callback", hooks.execute_failure_callback)
     yield Patch(Worker, "execute_job", hooks.execute_job)
     yield Patch(Worker, "wait_for_horse", hooks.wait_for_horse)
     if SpawnWorker is not None:
@@ -373,6 +379,32 @@ class _Hooks:
         """The same for a handler that stores its ``meta`` itself."""
         with _context_kept(job, even_in_empty=True):
             return wrapped(*args, **kwargs)
+
+    def execute_failure_callback(self, wrapped: Wrapped, job: Any, args: Arguments, kwargs: Options) -> Any:
+        """Outside of ``perform_job`` it is for an abandoned job, whose worker is gone: it runs in the job's trace.
+
+        There is no span of ours: nobody knows whether that worker has made one.
+        """
+        job = args[0] if job is None else job
+        origin = None if _performance_of(job) else self._origin(job)
+        if origin is None:
+            return wrapped(*args, **kwargs)
+        origin.open()
+        try:
+            return wrapped(*args, **kwargs)
+        finally:
+            origin.close()
+
+    def _origin(self, job: Any) -> Carried | None:
+        try:
+            process = _Performance(self.engine, job, job.origin, job.connection).process
+            if not self.engine.trusts(process.operation.destination, process.message):
+                return None
+            found = propagation.read(process.message.headers, self.engine.baggage_allow)
+            return Carried(Context({**get_current(), **found.context}))
+        except Exception as error:
+            guard.fault("reading the context of an abandoned job", error)
+            return None
 
     # Work horses, from their parent's side
 
@@ -887,12 +919,12 @@ _RETRIES = "retries"
 
 
 def _attempt(job: Any, carrier: Any) -> int | None:
-    """Which attempt this is, where RQ tells: not for a job that was requeued by hand, or that repeats."""
+    """Which attempt this is, where RQ tells: not for a job that repeats. A job requeued by hand begins anew."""
     returned = getattr(job, "number_of_retries", None) or 0
     most = carrier.get(_RETRIES) if isinstance(carrier, dict) else None
     if isinstance(most, str) and most.isdecimal() and job.retries_left is not None:
         return 1 + max(0, int(most) - int(job.retries_left)) + int(returned)
-    if job.retries_left is None and (returned or job.started_at is None):
+    if job.retries_left is None and (returned or job.ended_at is None):
         return 1 + int(returned)
     return None
 

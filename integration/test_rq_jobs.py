@@ -32,6 +32,7 @@ from rq import Queue, Retry
 from rq.command import send_stop_job_command
 from rq.decorators import job as rq_job
 from rq.job import Job
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from integration import rq_tasks as tasks
@@ -456,6 +457,17 @@ def test_the_error_is_the_job_s_own_when_its_callback_fails_too(instrumented: Ri
     instrumented.work(worker)
     assert (instrumented.only.status, instrumented.only.attributes["error.type"]) == ("ERROR", "ValueError")
     assert instrumented.only.description == "gave up"
+
+
+def test_the_callback_of_an_abandoned_job_runs_in_its_trace(instrumented: Rig) -> None:
+    """Worker and job were killed together: another worker's maintenance calls the failure callback."""
+    instrumented.enqueue(tasks.kill_itself, on_failure=tasks.on_failure)
+    assert instrumented.start("simple").wait(60) == -signal.SIGKILL
+    registry = StartedJobRegistry(instrumented.queue.name, connection=instrumented.connection)
+    registry.cleanup(timestamp=int(time.time()) + 10_000)
+    [producer] = instrumented.producers
+    assert ("on_failure", producer.span_id) in instrumented.seen
+    assert not trace.get_current_span().get_span_context().is_valid
 
 
 def test_a_job_publishes_a_child_of_its_own_span(rig: Rig) -> None:

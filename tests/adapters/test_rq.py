@@ -446,10 +446,10 @@ class TestPerforming:
         [
             ({}, {}, 1),
             ({"retries": "3"}, {"retries_left": 3}, 1),
-            ({"retries": "3"}, {"retries_left": 1, "started_at": datetime.now()}, 3),
+            ({"retries": "3"}, {"retries_left": 1, "ended_at": datetime.now()}, 3),
             ({"retries": "3"}, {"retries_left": 2, "number_of_retries": 1}, 3),
-            ({}, {"number_of_retries": 2, "started_at": datetime.now()}, 3),
-            ({}, {"started_at": datetime.now()}, None),
+            ({}, {"number_of_retries": 2, "ended_at": datetime.now()}, 3),
+            ({}, {"ended_at": datetime.now()}, None),
             ({"retries": "many"}, {"retries_left": 2}, None),
             ({"retries": 3}, {"retries_left": 2}, None),
         ],
@@ -608,6 +608,50 @@ class TestMeta:
             {},
         )
         assert job.meta == {"own": 1}
+
+
+class TestAbandonedJobs:
+    """Their worker is gone; another one cleans up, and calls the failure callback."""
+
+    @pytest.mark.parametrize("as_method", [False, True])
+    def test_the_failure_callback_runs_in_the_job_s_trace(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, as_method: bool
+    ) -> None:
+        """The creation context is current, no span is made, and the worker's own context comes back."""
+        job = delivered()
+        instance, args = (job, ()) if as_method else (None, (job,))
+        with get_tracer("test").start_as_current_span("maintenance") as ambient:
+            found = hooks.execute_failure_callback(lambda *args: get_current_span(), instance, args, {})
+            assert get_current_span() is ambient
+        assert f"{found.get_span_context().span_id:016x}" == TRACEPARENT[36:52]
+        assert len(captured_spans.kind(SpanKind.CONSUMER)) == 0
+
+    def test_an_untrusted_job_s_callback_does_not(self, captured_spans: CapturedSpans) -> None:
+        """Settings(trust="none") holds here as well."""
+        hooks = adapter._Hooks(engine_for(Settings(trust="none")))
+        found = hooks.execute_failure_callback(lambda *args: get_current_span(), delivered(), (), {})
+        assert not found.get_span_context().is_valid
+
+    def test_within_the_job_it_is_inside_its_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """The usual case: the worker that performed the job calls it."""
+        job = delivered()
+        seen = []
+
+        def performed(*args: Any) -> None:
+            seen.append(hooks.execute_failure_callback(lambda *args: get_current_span(), job, (), {}))
+
+        hooks.perform_job(performed, SimpleNamespace(is_horse=False), (job, make_queue()), {})
+        assert seen[0].get_span_context() == captured_spans[0].get_span_context()
+
+    def test_a_fault_of_ours_does_not_reach_it(
+        self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is called."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, "_destination", MagicMock(side_effect=RuntimeError("ours")))
+        assert hooks.execute_failure_callback(lambda: "called", delivered(), (), {}) == "called"
 
 
 class TestWithoutWorkers:
