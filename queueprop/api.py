@@ -100,7 +100,7 @@ def receive_span(
 
 def settle_span(
     destination: Destination,
-    message: Message | None = None,
+    message: Message | Sequence[Message] | None = None,
     *,
     headers: object = None,
     operation: str = "ack",
@@ -109,11 +109,10 @@ def settle_span(
     """The span of an ack, nack, reject or commit (kind CLIENT): a child of the message's process span.
 
     Give the same ``Message`` as to ``process_span`` when it is settled elsewhere: later, or in another thread.
+    Of a sequence of messages that are settled at once it is the last one's child, and links to the others.
     ``operation`` names it (``nack orders``). Other arguments as for ``process_span``.
     """
-    found = _message(message, headers)
-    assert isinstance(found, Message)
-    return engine_for(settings).settle(destination, found, operation=operation)
+    return engine_for(settings).settle(destination, _message(message, headers), operation=operation)
 
 
 def traced_consumer(
@@ -167,9 +166,11 @@ class ReceiveSpan:
 
     def add(self, message: Message | None = None, *, headers: object = None) -> None:
         """A message that the call returned; ``headers`` is short for ``Message(headers=...)``."""
-        found = _message(message, headers)
-        assert isinstance(found, Message)
-        self._receive.add(found)
+        if message is None:
+            message = Message(headers)
+        elif headers is not None:
+            _said_twice()
+        self._receive.add(message)
 
     def __enter__(self) -> ReceiveSpan:
         self._receive.open()

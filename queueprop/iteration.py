@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, overload
 
+from opentelemetry.context import Context, attach, get_current
+
 from queueprop import guard
 from queueprop.handlers import Scoped
 
@@ -36,6 +38,8 @@ class _Loop:
     """The scope of the message that a loop's body has in hand."""
 
     _scope: Scoped | None = None
+    _before: Context | None = None
+    _inside: Context | None = None
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
@@ -46,9 +50,19 @@ class _Loop:
         except Exception as error:
             guard.fault("reading a message of a loop", error)
         if self._scope is not None:
+            self._before = get_current()
             self._scope.open()
+            self._inside = get_current()
 
     def _leave(self) -> None:
+        """At the loop's next step, or when it is over."""
+        self._end()
+        before, inside = self._before, self._inside
+        self._before = self._inside = None
+        if before is not None and get_current() is inside:
+            attach(before)  # it was ended elsewhere, which could change nothing here
+
+    def _end(self) -> None:
         scope, self._scope = self._scope, None
         if scope is not None:
             scope.close()
@@ -58,7 +72,8 @@ class _Loop:
 
 
 class Messages(_Loop, Generic[T]):
-    """An iterator whose consumer handles each message inside its span. ``close`` ends it, and its source."""
+    """An iterator whose consumer handles each message inside its span. ``close`` ends it, and its source, from
+    anywhere; what is current in the loop is restored at its next step."""
 
     def __init__(self, source: Iterator[T], begin: Begin) -> None:
         super().__init__(begin)
@@ -74,7 +89,7 @@ class Messages(_Loop, Generic[T]):
         return message
 
     def close(self) -> None:
-        self._leave()
+        self._end()
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
@@ -98,7 +113,7 @@ class AsyncMessages(_Loop, Generic[T]):
         return message
 
     async def aclose(self) -> None:
-        self._leave()
+        self._end()
         close = getattr(self._source, "aclose", None)
         if close is not None:
             await close()
