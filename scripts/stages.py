@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -22,10 +23,13 @@ CONTAINERS_UP = CHECKOUT.parent / "shared" / "containers" / "up"
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-OTHER_UNIT_ENVIRONMENTS = ("bare", "oldest", "rq2")
+OLDER_LIBRARIES = ("oldest", "rq2")
 
 TYPED = ("queueprop", "tests", "integration", "benchmarks", "scripts")
 TYPED_AS_USERS_WRITE = ("queueprop", "tests/typing")
+
+# Their live runs mostly wait: two at a time on two cores. What they print is shown when they fail.
+PARALLEL = ("-q", "run-parallel", "--parallel", "2", "--parallel-no-spinner")
 
 # As integration/brokers asks for them.
 IMAGES = ("redis:8", "rabbitmq:4")
@@ -75,7 +79,8 @@ def unit() -> None:
     for version in sorted(set(PYTHONS) - set(chosen)):
         say(f"no Python {version} on this machine: its unit tests are left out")
     environments = [f"py{version.replace('.', '')}" for version in chosen]
-    tox(*environments, *OTHER_UNIT_ENVIRONMENTS)
+    tox(*environments, "bare")
+    tox(*OLDER_LIBRARIES, command=PARALLEL)
 
 
 def coverage() -> None:
@@ -87,7 +92,7 @@ def containers() -> None:
     environment = {}
     if CONTAINERS_UP.exists() and not os.environ.get("DOCKER_HOST"):
         environment = exported_by(str(CONTAINERS_UP), *IMAGES)
-    tox("integration", "--", "--brokers=containers", **environment)
+    tox("integration", arguments=("--", "--brokers=containers"), environment=environment)
 
 
 def integration() -> None:
@@ -120,14 +125,17 @@ def usable_pythons() -> dict[str, str]:
     return found
 
 
-def tox(*arguments: str, **environment: str) -> None:
-    """Runs the environments named first, so that nothing follows what the last of them printed."""
-    environments = [argument for argument in arguments if not argument.startswith("-")]
-    rest = list(arguments[len(environments) :])
+def tox(
+    *names: str,
+    command: Sequence[str] = ("-qq", "run"),
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Runs tox environments. Of a single one nothing follows what it printed itself."""
     folders = [str(Path(path).parent) for path in usable_pythons().values()]
     path = os.pathsep.join([*folders, os.environ["PATH"]])
-    command = ["tox", "-qq", "run", "--skip-missing-interpreters=false", "-e", ",".join(environments), *rest]
-    run(*command, PATH=path, **environment)
+    options = ("--skip-missing-interpreters=false", "-e", ",".join(names))
+    run("tox", *command, *options, *arguments, environment={**(environment or {}), "PATH": path})
 
 
 def install_missing_brokers() -> None:
@@ -140,9 +148,12 @@ def install_missing_brokers() -> None:
         say(f"not here, and only root on Debian or Ubuntu could install it: {', '.join(missing)}")
         return
     say(f"installing from the distribution: {', '.join(missing)}")
+    quiet = {
+        "RUNLEVEL": "1",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }  # in runlevel 1 no package starts its server
     run(apt, "update", "-qq")
-    # In runlevel 1 the package does not start a server of its own.
-    run(apt, "install", "-y", "-qq", *missing, RUNLEVEL="1", DEBIAN_FRONTEND="noninteractive")
+    run(apt, "install", "-y", "-qq", *missing, environment=quiet)
 
 
 def brokers() -> dict[str, bool]:
@@ -172,8 +183,8 @@ def exported_by(*command: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def run(*command: str, **environment: str) -> None:
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+def run(*command: str, environment: Mapping[str, str] | None = None) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
     if result.returncode:
         raise Stop(f"`{' '.join(command)}` ended with {result.returncode}")
 
