@@ -118,7 +118,12 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, settings: Settings | None = None, **options: Any) -> None:
         self.engine = engine_for(_with_options(settings, options))
         self._installed = True
-        self._undo = [self._patch(patch) for patch in self.patches()]
+        self._undo = []
+        try:
+            self._undo.extend(map(self._patch, self.patches()))
+        except BaseException:
+            self._uninstrument()  # all or nothing: a version of the library that lacks one of the functions
+            raise
         self.rivals.active()  # its warning belongs here, not behind the first message
 
     def _uninstrument(self, **options: Any) -> None:
@@ -134,11 +139,15 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
         owner, name, wrapper = patch
         own = vars(owner).get(name, _INHERITED)
         original = inspect.getattr_static(owner, name) if own is _INHERITED else own
-        # `enabled` is asked at each call: objects made while instrumented fall silent afterwards.
-        ours = wrapt.FunctionWrapper(original, wrapper, enabled=lambda: self.is_active)
+        installed = True
+        # `enabled` is asked at each call: objects made while instrumented fall silent afterwards. `installed` is of
+        # this very patch: one that was left below somebody else's stays silent when all is instrumented again.
+        ours = wrapt.FunctionWrapper(original, wrapper, enabled=lambda: installed and self.is_active)
         setattr(owner, name, ours)
 
         def undo() -> None:
+            nonlocal installed
+            installed = False
             if vars(owner).get(name) is not ours:
                 return  # somebody wrapped it after us; ours stays below, switched off
             if own is _INHERITED:

@@ -7,10 +7,13 @@ Code that runs inside a user's publish or consume catches ``Exception`` around i
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import signal
 from types import CodeType
+from typing import Any
 
 _logger = logging.getLogger("queueprop")
 
@@ -71,10 +74,17 @@ def _comes_from_a_signal(error: Exception) -> bool:
 
 
 def _signal_handlers() -> set[CodeType]:
-    codes = set()
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
-        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
-        if code is not None:
-            codes.add(code)
-    return codes
+    codes = (_code_of(signal.getsignal(number)) for number in signal.valid_signals())
+    return {code for code in codes if code is not None}
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """The code of a function, of a method, of an object that can be called, or of a partial of one."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    call = inspect.getattr_static(type(handler), "__call__", None)
+    for function in (getattr(handler, "__func__", handler), call):
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType):
+            return code
+    return None

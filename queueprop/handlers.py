@@ -127,9 +127,7 @@ def _generator(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
                 scope.detach()
                 try:
                     step, argument = body.send, (yield value)
-                except (
-                    BaseException
-                ) as thrown:  # GeneratorExit, too: the body closes itself, as it would alone
+                except BaseException as thrown:  # GeneratorExit as well: the body ends as it would alone
                     step, argument = body.throw, thrown
                 scope.reattach()
         except BaseException as error:
