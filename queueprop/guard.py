@@ -8,7 +8,6 @@ Code that runs inside a user's publish or consume catches ``Exception`` around i
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import signal
@@ -82,9 +81,7 @@ def _code_of(handler: Any) -> CodeType | None:
     """The code of a function, of a method, of an object that can be called, or of a partial of one."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    call = inspect.getattr_static(type(handler), "__call__", None)
-    for function in (getattr(handler, "__func__", handler), call):
-        code = getattr(function, "__code__", None)
-        if isinstance(code, CodeType):
-            return code
-    return None
+    function = getattr(handler, "__func__", handler)
+    # Not getattr: an enum has no __call__ (SIG_IGN is a member of one), and its metaclass has.
+    calls = (vars(kind)["__call__"] for kind in type(handler).__mro__ if "__call__" in vars(kind))
+    return getattr(function, "__code__", None) or getattr(next(calls, None), "__code__", None)

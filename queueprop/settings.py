@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,17 +72,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            parse = _PARSERS.get(setting.name)
-            if parse is None:
-                continue
-            default = setting.metadata["default"]
+            parse, default = _PARSERS[setting.name], setting.metadata.get("default")
             given = getattr(self, setting.name)
-            value = (
-                _from_environment(setting.name, parse, default)
-                if given is _UNSET
-                else _checked(f"Settings({setting.name}=...)", given, parse, default)
-            )
+            if given is _UNSET:
+                value = _from_environment(setting.name, parse, default)
+            elif given is None and default is None:
+                continue
+            else:
+                value = _checked(f"Settings({setting.name}=...)", given, parse, default)
             object.__setattr__(self, setting.name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied or pickled without its engine: that one belongs to this object and to this process.
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
 
 def _from_environment(name: str, parse: Callable[[Any], Any], default: Any) -> Any:
@@ -96,11 +99,19 @@ _warned: set[tuple[str, str]] = set()
 def _checked(where: str, given: Any, parse: Callable[[Any], Any], default: Any) -> Any:
     try:
         return parse(given)
-    except (TypeError, ValueError) as error:
-        if (where, repr(given)) not in _warned:
-            _warned.add((where, repr(given)))
-            _logger.warning("%s: %s, not %r; %r is used instead", where, error, given, default)
+    except ValueError as error:
+        shown = _shown(given)
+        if (where, shown) not in _warned:
+            _warned.add((where, shown))
+            _logger.warning("%s: %s, not %s; %r is used instead", where, error, shown, default)
         return default
+
+
+def _shown(given: Any) -> str:
+    try:
+        return reprlib.repr(given)
+    except ValueError:  # a number of more digits than Python likes to print
+        return f"<{type(given).__name__}>"
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -139,7 +150,7 @@ _BOOLEANS = {
 
 
 def _boolean(given: Any) -> bool:
-    value = _BOOLEANS.get(str(given).strip().lower())
+    value = _BOOLEANS.get(str(given).strip().lower()) if isinstance(given, (str, int)) else None
     if value is None:
         raise ValueError("wants true or false")
     return value
@@ -148,11 +159,20 @@ def _boolean(given: Any) -> bool:
 def _seconds(given: Any) -> float:
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("wants a number of seconds") from None
     if not 0 <= value < float("inf"):
         raise ValueError("wants seconds, zero or more")
     return value
+
+
+def _having(method: str, what: str) -> Callable[[Any], Any]:
+    def parse(given: Any) -> Any:
+        if not callable(getattr(given, method, None)):
+            raise ValueError(f"wants {what}")
+        return given
+
+    return parse
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -165,4 +185,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "capture_headers": _names,
     "body_size": _boolean,
     "flush_timeout": _seconds,
+    "tracer_provider": _having("get_tracer", "a TracerProvider"),
+    "meter_provider": _having("get_meter", "a MeterProvider"),
+    "publish_hook": _having("__call__", "a function"),
+    "consume_hook": _having("__call__", "a function"),
 }
