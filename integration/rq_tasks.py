@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import rq.worker
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from redis import Redis
@@ -144,9 +145,20 @@ WORKERS: dict[str, Any] = {
     "traced fork": adapter.TracedWorker,
     "traced simple": adapter.TracedSimpleWorker,
 }
-if hasattr(adapter, "TracedSpawnWorker"):
+_spawn_worker: Any = getattr(rq.worker, "SpawnWorker", None)
+
+
+def _spawns() -> bool:
+    """RQ before 2.6 writes the connection's options into a program, where redis 6 has one that is no literal."""
+    if _spawn_worker is None:
+        return False
+    handles_retry = "retry" in _spawn_worker.fork_work_horse.__code__.co_consts
+    return handles_retry or Redis().connection_pool.connection_kwargs.get("retry") is None
+
+
+if _spawns():
+    WORKERS["spawn"] = _spawn_worker
     WORKERS["traced spawn"] = adapter.TracedSpawnWorker
-    WORKERS["spawn"] = adapter.TracedSpawnWorker.__mro__[2]
 
 
 class _StuckExporter(SpanExporter):
