@@ -41,8 +41,8 @@ Handle = Callable[["_Envelope"], Any]
 
 
 class MemoryDriver(Driver):
-    """``callback`` and ``async`` decorate a handler, ``with`` wraps the body of a loop, ``pull`` also the call that gets
-    the message, and the generators work in steps.
+    """``callback`` and ``async`` decorate a handler, ``with`` wraps the body of a loop, ``pull`` also the call that
+    gets the message, and the generators work in steps.
     """
 
     library = "memory"

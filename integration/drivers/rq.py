@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
+import redis
 import rq
 import rq.decorators
 import rq.worker
@@ -81,8 +82,14 @@ class RQDriver(Driver):
 
     @classmethod
     def absent(cls, column: Column) -> str | None:
-        if column.style == "SpawnWorker" and not hasattr(rq.worker, "SpawnWorker"):
+        if column.style != "SpawnWorker":
+            return None
+        if not hasattr(rq.worker, "SpawnWorker"):
             return f"RQ {VERSION} has no SpawnWorker"
+        options = dict(Redis().connection_pool.connection_kwargs, retry=None, driver_info=None)
+        if MAJOR < 3 and "<" in repr(options):
+            # It writes them into the horse's program as Python's repr() has them.
+            return f"the SpawnWorker of RQ {VERSION} fails with redis {redis.__version__}: no horse gets to its job"
         return None
 
     @classmethod
@@ -269,7 +276,8 @@ class RQDriver(Driver):
         wait_until(self._due, f"a job in {self.queue}")
         with _brisk():
             if self.style == "WorkerPool":
-                self._start_pool(2)
+                # RQ 1: workers that start at the same time take each other's jobs for stuck, and fail them.
+                self._start_pool(2 if MAJOR > 1 else 1)
             else:
                 self._worker().work(burst=True, max_jobs=count, logging_level="CRITICAL")
 
