@@ -1,0 +1,326 @@
+"""Metrics: what is counted and how long it took, equal to the spans."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from opentelemetry import metrics
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from queueprop import Destination, Message, semconv, spans
+from queueprop.metrics import Instruments
+from queueprop.spans import Engine, engine_for
+
+from .telemetry import ORDERS, TRACEPARENT, Telemetry
+
+CLIENT_DURATION = "messaging.client.operation.duration"
+PROCESS_DURATION = "messaging.process.duration"
+SENT = "messaging.client.sent.messages"
+CONSUMED = "messaging.client.consumed.messages"
+MISSING = "queueprop.context.missing"
+QUEUE_TIME = "queueprop.message.queue_time"
+
+
+class Refused(Exception):
+    """A failure of the application's."""
+
+
+@pytest.fixture
+def engine(telemetry: Telemetry) -> Engine:
+    return engine_for(telemetry.measured())
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def test_a_send(telemetry: Telemetry, engine: Engine) -> None:
+    """One attempt is counted; its duration is its span's; under low-cardinality attributes alone."""
+    with engine.send(ORDERS, Message({}, id="m1", attributes={"messaging.kafka.offset": 7})):
+        pass
+    expected = {
+        "messaging.system": "my-queue",
+        "messaging.operation.name": "publish",
+        "messaging.destination.name": "orders",
+    }
+    (duration,) = telemetry.points(CLIENT_DURATION)
+    assert (duration.count, duration.sum, dict(duration.attributes)) == (
+        1,
+        seconds(telemetry.only()),
+        expected,
+    )
+    (sent,) = telemetry.points(SENT)
+    assert (sent.value, dict(sent.attributes)) == (1, expected)
+    assert telemetry.points(PROCESS_DURATION) == telemetry.points(CONSUMED) == []
+
+
+def test_a_failed_send(telemetry: Telemetry, engine: Engine) -> None:
+    """An attempt that failed counts as sent, with its error.type, on both."""
+    with pytest.raises(Refused), engine.send(ORDERS, Message({})):
+        raise Refused
+    for metric in (CLIENT_DURATION, SENT):
+        (point,) = telemetry.points(metric)
+        assert point.attributes["error.type"] == f"{Refused.__module__}.Refused"
+
+
+def test_a_failure_that_no_exception_tells(telemetry: Telemetry, engine: Engine) -> None:
+    """`fail` is on the metric as on the span."""
+    send = engine.send(ORDERS, Message({}))
+    send.open()
+    send.fail("nacked", "refused")
+    send.close()
+    (sent,) = telemetry.points(SENT)
+    assert sent.attributes["error.type"] == "nacked"
+
+
+def test_a_batch_of_sends(telemetry: Telemetry, engine: Engine) -> None:
+    """Each message counts, the call has one duration; create spans are no operations of their own."""
+    with engine.send(ORDERS, [Message({}), Message({}), Message({})]):
+        pass
+    (duration,) = telemetry.points(CLIENT_DURATION)
+    assert (duration.count, duration.sum) == (1, seconds(telemetry.only("publish orders")))
+    assert [point.value for point in telemetry.points(SENT)] == [3]
+
+
+def test_a_delivery(telemetry: Telemetry, engine: Engine) -> None:
+    """messaging.process.duration, and not the client's; consumed once; the time in the queue where it is known."""
+    message = Message({"traceparent": TRACEPARENT}, sent_at=time.time() - 5)
+    with engine.process(ORDERS, message):
+        pass
+    (duration,) = telemetry.points(PROCESS_DURATION)
+    assert (duration.count, duration.sum) == (1, seconds(telemetry.only()))
+    (consumed,) = telemetry.points(CONSUMED)
+    assert (consumed.value, consumed.attributes["messaging.operation.name"]) == (1, "process")
+    (waited,) = telemetry.points(QUEUE_TIME)
+    span_attributes = telemetry.only().attributes or {}
+    assert waited.sum == span_attributes["queueprop.message.queue_time"] == pytest.approx(5, abs=1)
+    assert telemetry.points(CLIENT_DURATION) == telemetry.points(MISSING) == []
+
+
+def test_a_failed_delivery(telemetry: Telemetry, engine: Engine) -> None:
+    """error.type on duration and count; the time in the queue has nothing to do with it."""
+    with pytest.raises(Refused), engine.process(ORDERS, Message({}, sent_at=time.time())):
+        raise Refused
+    for metric in (PROCESS_DURATION, CONSUMED):
+        (point,) = telemetry.points(metric)
+        assert point.attributes["error.type"] == f"{Refused.__module__}.Refused"
+    for metric in (QUEUE_TIME, MISSING):
+        (point,) = telemetry.points(metric)
+        assert "error.type" not in point.attributes
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        (None, "missing"),
+        ({}, "missing"),
+        ({"baggage": "user=7"}, "missing"),
+        ({"traceparent": "junk"}, "malformed"),
+        ({"traceparent": None}, "malformed"),
+        ([("traceparent", TRACEPARENT), ("traceparent", TRACEPARENT)], "malformed"),
+        ({"traceparent": TRACEPARENT}, None),
+        ({"traceparent": TRACEPARENT, "tracestate": "junk"}, None),
+    ],
+)
+def test_contexts_that_were_not_there(
+    telemetry: Telemetry, engine: Engine, headers: object, reason: str | None
+) -> None:
+    """queueprop.context.missing counts them by reason and destination, so that the producer can be found."""
+    with engine.process(ORDERS, Message(headers)):
+        pass
+    points = telemetry.points(MISSING)
+    assert [(point.value, point.attributes["queueprop.reason"]) for point in points] == (
+        [] if reason is None else [(1, reason)]
+    )
+    assert all(point.attributes["messaging.destination.name"] == "orders" for point in points)
+
+
+def test_an_untrusted_context_is_not_missing(telemetry: Telemetry) -> None:
+    """It was there; that we do not continue it is no fault of the producer's."""
+    engine = engine_for(telemetry.measured(trust="none"))
+    with engine.process(ORDERS, Message({"traceparent": TRACEPARENT})):
+        pass
+    assert telemetry.points(MISSING) == []
+
+
+def test_sampled_out(telemetry: Telemetry) -> None:
+    """Metrics do not depend on sampling."""
+    off = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    engine = engine_for(telemetry.measured(tracer_provider=off))
+    with engine.process(ORDERS, Message({})):
+        pass
+    with engine.send(ORDERS, Message({})):
+        pass
+    counts = [len(telemetry.points(metric)) for metric in (PROCESS_DURATION, CLIENT_DURATION, SENT, CONSUMED)]
+    assert counts == [1, 1, 1, 1]
+    assert telemetry.points(PROCESS_DURATION)[0].sum > 0
+
+
+def test_excluded(telemetry: Telemetry) -> None:
+    """What has no span is not measured."""
+    engine = engine_for(telemetry.measured(exclude=("orders",)))
+    with engine.process(ORDERS, Message({})), engine.send(ORDERS, Message({})):
+        pass
+    assert telemetry.points(CONSUMED) == telemetry.points(SENT) == telemetry.points(MISSING) == []
+
+
+def test_a_facade_counts_once(telemetry: Telemetry, engine: Engine) -> None:
+    """Layers of one adapter: one publish, one count."""
+    with engine.send(ORDERS, Message({}), owner="rq"), engine.send(ORDERS, Message({}), owner="rq"):
+        pass
+    assert [point.value for point in telemetry.points(SENT)] == [1]
+
+
+def test_a_span_made_after_the_fact(telemetry: Telemetry, engine: Engine) -> None:
+    """Its duration is that from the given start."""
+    process = engine.process(ORDERS, Message({}), started_at=time.time_ns() - 3_000_000_000)
+    process.open()
+    process.close()
+    (duration,) = telemetry.points(PROCESS_DURATION)
+    assert duration.sum == seconds(telemetry.only()) == pytest.approx(3, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("destination", "name"),
+    [
+        (Destination("my-queue", "orders"), "orders"),
+        (Destination("my-queue", "amq.gen-1", anonymous=True), None),
+        (Destination("my-queue", "reply-1", temporary=True), None),
+        (Destination("my-queue", "orders.7", template="orders.{id}"), None),
+        (Destination("my-queue"), None),
+    ],
+)
+def test_low_cardinality_names_only(
+    telemetry: Telemetry, engine: Engine, destination: Destination, name: str | None
+) -> None:
+    """A name that changes with each client or message is kept out of the metrics; the template is there instead."""
+    with engine.send(destination, Message({})):
+        pass
+    (point,) = telemetry.points(SENT)
+    assert point.attributes.get("messaging.destination.name") == name
+    assert point.attributes.get("messaging.destination.template") == destination.template
+
+
+def test_what_else_is_on_a_metric(telemetry: Telemetry, engine: Engine) -> None:
+    """Server and consumer group; no client id, no partition, no attributes of an adapter's own."""
+    destination = Destination(
+        "my-queue",
+        "orders",
+        server_address="broker.example",
+        server_port=4000,
+        consumer_group="mailers",
+        client_id="c1",
+        partition_id="3",
+        attributes={"messaging.rabbitmq.destination.routing_key": "k"},
+    )
+    with engine.process(destination, Message({"traceparent": TRACEPARENT})):
+        pass
+    (point,) = telemetry.points(CONSUMED)
+    assert dict(point.attributes) == {
+        "messaging.system": "my-queue",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": "orders",
+        "messaging.consumer.group.name": "mailers",
+        "server.address": "broker.example",
+        "server.port": 4000,
+    }
+
+
+class TestInstruments:
+    """Units, descriptions, buckets, scope."""
+
+    def test_as_the_conventions_want_them(self, engine: Engine) -> None:
+        """Names, units, and the buckets of the conventions, without a View."""
+        reader = InMemoryMetricReader()
+        instruments = Instruments(SdkMeterProvider([reader], shutdown_on_exit=False), "1")
+        instruments.operation_duration.record(1)
+        instruments.process_duration.record(1)
+        instruments.queue_time.record(1)
+        instruments.sent.add(1)
+        instruments.consumed.add(1)
+        instruments.context_missing.add(1)
+        data = reader.get_metrics_data()
+        assert data is not None
+        (scope,) = data.resource_metrics[0].scope_metrics
+        assert (scope.scope.name, scope.scope.version) == ("queueprop", "1")
+        assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
+        found: dict[str, Any] = {metric.name: metric for metric in scope.metrics}
+        assert {name: metric.unit for name, metric in found.items()} == {
+            CLIENT_DURATION: "s",
+            PROCESS_DURATION: "s",
+            QUEUE_TIME: "s",
+            SENT: "{message}",
+            CONSUMED: "{message}",
+            MISSING: "{message}",
+        }
+        assert all(metric.description for metric in found.values())
+        buckets = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+        for name in (CLIENT_DURATION, PROCESS_DURATION):
+            assert found[name].data.data_points[0].explicit_bounds == buckets
+        assert found[QUEUE_TIME].data.data_points[0].explicit_bounds == semconv.QUEUE_TIME_BUCKETS
+
+    def test_a_view_wins(self) -> None:
+        """The buckets are advice: a View of the user's decides."""
+        reader = InMemoryMetricReader()
+        view = View(
+            instrument_name=PROCESS_DURATION,
+            aggregation=ExplicitBucketHistogramAggregation(boundaries=(1, 2)),
+        )
+        provider = SdkMeterProvider([reader], views=[view], shutdown_on_exit=False)
+        Instruments(provider, "1").process_duration.record(1)
+        data: Any = reader.get_metrics_data()
+        point = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points[0]
+        assert point.explicit_bounds == (1, 2)
+
+    @pytest.mark.parametrize("provider", [NoOpMeterProvider(), None], ids=["no-op", "none set"])
+    def test_where_nothing_is_measured(
+        self, monkeypatch: pytest.MonkeyPatch, provider: MeterProvider | None
+    ) -> None:
+        """Without a meter provider, or with a no-op one, nothing is measured, and no time spent on it."""
+        if provider is None:
+            monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", None)
+            monkeypatch.delenv("OTEL_PYTHON_METER_PROVIDER", raising=False)
+            provider = metrics.get_meter_provider()
+        assert not Instruments(provider, "1").enabled
+
+    def test_an_sdk_that_measures(self) -> None:
+        """Any other provider does."""
+        assert Instruments(SdkMeterProvider(shutdown_on_exit=False), "1").enabled
+
+    def test_the_global_provider_is_asked_each_time(
+        self, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A meter provider that is set later, or replaced, is used from then on."""
+        current: list[MeterProvider] = [NoOpMeterProvider()]
+        monkeypatch.setattr(spans, "get_meter_provider", lambda: current[0])
+        engine = Engine(telemetry.settings(meter_provider=None))
+        with engine.send(ORDERS, Message({})):
+            pass
+        current[0] = telemetry.meter_provider
+        with engine.send(ORDERS, Message({})):
+            pass
+        assert [point.value for point in telemetry.points(SENT)] == [1]
+
+
+@pytest.mark.usefixtures("guarded")
+def test_a_measurement_that_fails(
+    telemetry: Telemetry, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault while measuring: the span ends all the same, and the call goes on."""
+
+    def broken(*args: object) -> None:
+        raise LookupError("ours")
+
+    monkeypatch.setattr(engine.instruments().operation_duration, "record", broken)
+    with engine.send(ORDERS, Message({})):
+        pass
+    assert telemetry.only().end_time is not None
