@@ -155,6 +155,18 @@ def test_handled_one_by_one_inside(telemetry: Telemetry) -> None:
     assert (parent(two), links(two)) == ((OTHER_TRACE, 2), [(OTHER_TRACE, 2), ids(whole)])
 
 
+def test_an_adapters_batch_is_its_own(telemetry: Telemetry) -> None:
+    """A batch inside the processing of one of its messages by the same adapter is another operation."""
+    engine = telemetry.engine()
+    job = object()
+    with (
+        engine.process(ORDERS, Message({}, native=job), owner="rq"),
+        engine.process(ORDERS, [Message({}, native=job)], owner="rq"),
+    ):
+        pass
+    assert len(telemetry.spans) == 2
+
+
 def test_the_hook_is_run_for_each_message(telemetry: Telemetry) -> None:
     """consume_hook is given the batch's span with each native message in turn."""
     seen: list[tuple[Span, object]] = []

@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 from opentelemetry.context import get_current
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
@@ -136,20 +136,35 @@ def limit() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.usefixtures("limit")
+@pytest.mark.usefixtures("limit", "guarded")
 def test_a_time_limit_while_its_text_is_asked_for(telemetry: Telemetry) -> None:
-    """A limit that fires while we read an exception's text is not ours to swallow."""
+    """A limit that fires while we read an exception's text is not ours to swallow; the span ends all the same."""
 
     class Slow(Exception):
         def __str__(self) -> str:
             signal.raise_signal(signal.SIGUSR1)
             return "slow"
 
-    with (
-        pytest.raises(TimeLimit),
-        telemetry.engine().process(ORDERS, Message({})),
-    ):
+    before = get_current()
+    with pytest.raises(TimeLimit), telemetry.engine().process(ORDERS, Message({})):
         raise Slow
+    assert get_current() is before
+    assert telemetry.only().end_time is not None
+
+
+@pytest.mark.usefixtures("limit", "guarded")
+def test_a_time_limit_while_it_is_recorded(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one that fires while the SDK records the exception for us."""
+
+    def record_exception(*args: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(Span, "record_exception", record_exception)
+    before = get_current()
+    with pytest.raises(TimeLimit), telemetry.engine().process(ORDERS, Message({})):
+        raise Refused
+    assert get_current() is before
+    assert telemetry.only().end_time is not None
 
 
 def test_where_nothing_is_recorded(telemetry: Telemetry) -> None:
