@@ -36,7 +36,7 @@ def add_option(parser: pytest.Parser) -> None:
 @pytest.fixture
 def rig(column: Column, request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     """What a scenario acts with: this column's driver, on the session's broker."""
-    driver: type[Driver] = request.cls.driver
+    driver = _driver_of(request.cls)
     broker = request.getfixturevalue(f"{driver.broker}_broker") if driver.broker else None
     if broker is not None:
         _matrix(request.config).rungs[driver.library] = str(broker)
@@ -51,7 +51,7 @@ def rig(column: Column, request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "column" in metafunc.fixturenames:
-        columns = metafunc.cls.driver.columns()
+        columns = _driver_of(metafunc.cls).columns()
         _matrix(metafunc.config).order.update(dict.fromkeys(columns))
         metafunc.parametrize("column", columns, ids=str)
 
@@ -235,7 +235,12 @@ def _scenario(item: pytest.Item) -> tuple[Scenario, Column, type[Driver]] | None
     call = getattr(item, "callspec", None)
     if scenario is None or call is None:
         return None
-    return scenario, call.params["column"], item.cls.driver  # type: ignore[attr-defined]
+    return scenario, call.params["column"], _driver_of(getattr(item, "cls", None))
+
+
+def _driver_of(contract: Any) -> type[Driver]:
+    driver: type[Driver] = contract.driver
+    return driver
 
 
 def _skip_reason(report: pytest.TestReport) -> str:

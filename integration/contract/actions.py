@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -172,6 +173,9 @@ async def _meet_async(delivery: Delivery, count: int) -> None:
 def _executor(delivery: Delivery) -> None:
     """Hands work to a thread and to an executor."""
     observe(delivery)
+    thread = threading.Thread(target=queueprop.carry_context(observe), args=(delivery, "thread"))
+    thread.start()
+    thread.join(DEADLINE)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         executor.submit(queueprop.carry_context(observe), delivery, "executor").result(DEADLINE)
         executor.submit(observe, delivery, "without carry_context").result(DEADLINE)

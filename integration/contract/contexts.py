@@ -114,21 +114,21 @@ class Contexts:
 
     @scenario(24)
     def test_carried_work_stays_in_the_trace(self, rig: Rig) -> None:
-        """carry_context hands the handler's span and baggage to an executor; work without it is outside."""
+        """carry_context hands the handler's span and baggage to a thread and an executor; else they are outside."""
         with rig.run() as run:
             with values.current(baggage.set_baggage("tenant", "42")), ambient_span():
                 run.driver.publish("hello")
             run.driver.consume(do("executor"))
-            carried, bare = (
-                next(it for it in run.seen if it.note == note)
-                for note in ("executor", "without carry_context")
-            )
-            assert (carried.trace_id, carried.span_id) == run.consumer.context
-            assert carried.baggage == {"tenant": "42"}
+            by_note = {seen.note: seen for seen in run.seen}
+            for note in ("thread", "executor"):
+                carried = by_note[note]
+                assert (carried.trace_id, carried.span_id) == run.consumer.context, note
+                assert carried.baggage == {"tenant": "42"}, note
+                work = next(span for span in run.spans if span.span_id == carried.child_id)
+                assert (work.trace_id, work.parent_id) == run.consumer.context, note
+            bare = by_note["without carry_context"]
             assert int(bare.trace_id, 16) == 0
             assert bare.baggage == {}
-            work = next(span for span in run.spans if span.span_id == carried.child_id)
-            assert (work.trace_id, work.parent_id) == run.consumer.context
 
 
 def _publish_from_threads(run: Run, count: int) -> dict[str, tuple[str, dict[str, str]]]:

@@ -296,6 +296,15 @@ class Driver(ABC):
         raise NotImplementedError
 
     @classmethod
+    def junk_carriers(cls) -> Sequence[object]:
+        """What may stand where the library's messages keep all of their headers, and is no container of headers."""
+        return ()
+
+    def plant_junk(self, body: str, junk: object) -> None:
+        """Publishes without queueprop, with one of ``junk_carriers`` in place of the headers."""
+        raise NotImplementedError
+
+    @classmethod
     def can_plant(cls, value: object) -> bool:
         """Whether the wire of this library can carry such a value in a header."""
         return True

@@ -176,6 +176,21 @@ class Receiving:
             assert run.driver.counts().left == run.driver.counts().unacked == run.driver.counts().dead == 0
 
     @scenario(8, "broken headers")
+    def test_what_is_no_container_of_headers_does_no_harm(self, rig: Rig) -> None:
+        """Junk where all of the headers should be: delivered once and intact, a root, counted, no noise."""
+        junk = rig.thinned(rig.driver_class.junk_carriers(), 2)
+        with rig.run() as run:
+            for number, carrier in enumerate(junk):
+                run.driver.plant_junk(f"message {number}", carrier)
+            run.driver.consume(do("observe"), len(junk))
+            assert sorted(seen.body for seen in run.seen) == [
+                f"message {number}" for number in range(len(junk))
+            ]
+            assert [span.parent_id for span in run.consumers] == [None] * len(junk)
+            assert run.total("queueprop.context.missing") == len(junk)
+            assert run.complaints() == []
+
+    @scenario(8, "broken headers")
     def test_two_traceparents_are_a_broken_context(self, rig: Rig) -> None:
         """Two traceparents under two spellings of the name are one too many: a root, counted as malformed."""
         with rig.run() as run:

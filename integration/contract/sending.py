@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,12 +54,10 @@ class Sending:
         baggage.
         """
         with rig.run(sampler=ParentBased(ALWAYS_OFF)) as run:
-            with values.current(baggage.set_baggage("tenant", "zürich")):
-                if around == "without a current span":
-                    run.driver.publish("hello")
-                else:
-                    with ambient_span() as ambient:
-                        run.driver.publish("hello")
+            nothing = contextlib.nullcontext(trace.INVALID_SPAN_CONTEXT)
+            around_it = nothing if around == "without a current span" else ambient_span()
+            with values.current(baggage.set_baggage("tenant", "zürich")), around_it as ambient:
+                run.driver.publish("hello")
             carried = values.on_the_wire(run.driver) if "wire" not in rig.lacks else None
             run.driver.consume(do("observe"))
             assert run.spans == []
@@ -67,7 +66,7 @@ class Sending:
             assert seen.flags & 1 == 0
             assert not seen.recording
             assert seen.baggage == {"tenant": "zürich"}
-            if around != "without a current span":
+            if ambient.is_valid:
                 assert seen.trace_id == f"{ambient.trace_id:032x}"
             if carried is not None:
                 assert seen.trace_id == carried.trace_id

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -441,7 +442,7 @@ def _forget_providers() -> None:
     trace_module: Any = trace
     trace_module._TRACER_PROVIDER = None
     trace_module._TRACER_PROVIDER_SET_ONCE._done = False
-    metrics_module: Any = metrics._internal
+    metrics_module: Any = import_module("opentelemetry.metrics._internal")
     metrics_module._METER_PROVIDER = None
     metrics_module._METER_PROVIDER_SET_ONCE._done = False
     # It would go on handing out meters of the last provider, which is shut down.

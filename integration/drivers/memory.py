@@ -37,6 +37,9 @@ from queueprop import Destination, Message, Settings
 
 _STYLES = ("callback", "with", "pull", "async", "generator", "async generator")
 
+# Stands for all of the headers, where they are junk.
+_WHOLE = "*"
+
 Handle = Callable[["_Envelope"], Any]
 
 
@@ -146,6 +149,13 @@ class MemoryDriver(Driver):
         self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
     ) -> None:
         self._broker.put(self.queue, _Envelope(body, {**(headers or {}), **fields}))
+
+    @classmethod
+    def junk_carriers(cls) -> Sequence[object]:
+        return (None, 7, "traceparent", b"\xff", [1, 2], {"traceparent"}, object())
+
+    def plant_junk(self, body: str, junk: object) -> None:
+        self._broker.put(self.queue, _Envelope(body, {_WHOLE: junk}))
 
     def wire(self, queue: str | None = None) -> list[WireMessage]:
         return [
@@ -442,7 +452,7 @@ class _Envelope:
 
 def _message(envelope: _Envelope) -> Message:
     return Message(
-        headers=envelope.headers,
+        headers=envelope.headers.get(_WHOLE, envelope.headers),
         attempt=envelope.attempt,
         sent_at=envelope.sent_at,
         delay=envelope.delay,
