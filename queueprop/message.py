@@ -115,6 +115,10 @@ _KINDS = {
     semconv.SETTLE: SpanKind.CLIENT,
 }
 
+# They talk to no broker, so there is nobody at the other end.
+_WITHOUT_PEER = (semconv.CREATE, semconv.PROCESS)
+_PEER = (semconv.NETWORK_PEER_ADDRESS, semconv.NETWORK_PEER_PORT)
+
 
 class Operation:
     """What all spans and measurements of one operation on one destination have in common, computed once."""
@@ -144,12 +148,15 @@ def _span_attributes(destination: Destination, kind: str, name: str) -> dict[str
         semconv.SERVER_ADDRESS: destination.server_address,
         semconv.SERVER_PORT: destination.server_port,
     }
+    further = destination.attributes
+    if kind in _WITHOUT_PEER:
+        further = {key: value for key, value in further.items() if key not in _PEER}
     return {
         semconv.SYSTEM: destination.system,
         semconv.OPERATION_NAME: name,
         semconv.OPERATION_TYPE: kind,
         **{key: value for key, value in optional.items() if value is not None},
-        **destination.attributes,
+        **further,
     }
 
 

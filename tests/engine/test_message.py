@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from queueprop import Destination, Message, semconv
 
@@ -88,6 +89,18 @@ def test_all_attributes() -> None:
         "server.port": 5672,
         "messaging.rabbitmq.destination.routing_key": "k",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [("create", False), ("send", True), ("receive", True), ("process", False), ("settle", True)],
+)
+def test_the_network_peer(kind: str, there: bool) -> None:
+    """`network.peer.*` is on the operations that talk to the broker, and not on create or process."""
+    peer: dict[str, AttributeValue] = {"network.peer.address": "10.0.0.1", "network.peer.port": 5672}
+    attributes = Destination("q", attributes={**peer, "a": 1}).operation(kind, "x").attributes
+    assert peer.items() <= attributes.items() if there else not peer.keys() & attributes.keys()
+    assert attributes["a"] == 1
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -8,6 +8,7 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import get_current
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Tracer, get_current_span
 
 from queueprop import Message, Settings
@@ -28,8 +29,10 @@ class OldNoOpTracerProvider(NoOpTracerProvider):
         return OldNoOpTracer()
 
 
-@pytest.fixture(params=[NoOpTracerProvider, OldNoOpTracerProvider])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(params=[NoOpTracerProvider, OldNoOpTracerProvider, TracerProvider])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The API's no-op of now, that of before 1.31, and the SDK where OTEL_SDK_DISABLED says so."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     return Engine(Settings(tracer_provider=request.param(), meter_provider=NoOpMeterProvider()))
 
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.trace import (
     INVALID_SPAN,
+    Link,
     NonRecordingSpan,
     Span,
     SpanContext,
     SpanKind,
     StatusCode,
     TraceFlags,
+    TraceState,
     get_current_span,
 )
+from opentelemetry.util.types import Attributes
 
-from queueprop import Destination, Message, carry_context
+from queueprop import Destination, Message, Settings, carry_context
+from queueprop.spans import Engine
 from queueprop.testing import assert_no_orphans
 
 from .telemetry import (
@@ -38,6 +44,7 @@ from .telemetry import (
     ids,
     links,
     parent,
+    span_in,
     traceparent,
     written,
 )
@@ -148,6 +155,82 @@ class TestSpan:
         found = attributes(telemetry.only())
         assert (found["native"], found["messaging.header.x-a"]) == ("job", ("1",))
         assert found["messaging.message.body.size"] == 3
+
+
+class TestSampling:
+    """What a sampler is told when the span is made."""
+
+    def test_it_sees_parent_links_and_attributes(self) -> None:
+        """Kind, name, the message's context with its baggage, the links, and every attribute that is known then."""
+        sampler = Recording()
+        engine = Engine(
+            Settings(
+                tracer_provider=TracerProvider(sampler=sampler, shutdown_on_exit=False),
+                meter_provider=NoOpMeterProvider(),
+            )
+        )
+        destination = Destination(
+            "my-queue",
+            "orders.7",
+            template="orders.{id}",
+            partition_id="3",
+            consumer_group="mailers",
+            server_address="broker.example",
+            server_port=4000,
+        )
+        message = Message({"traceparent": TRACEPARENT, "baggage": "user=7"}, id="m1", attempt=2)
+        with engine.process(destination, message):
+            pass
+        (asked,) = sampler.asked
+        assert asked["name"] == "process orders.{id}"
+        assert asked["kind"] is SpanKind.CONSUMER
+        assert span_in(asked["parent_context"]) == CREATION
+        assert baggage.get_all(asked["parent_context"]) == {"user": "7"}
+        assert [ids(link.context) for link in asked["links"]] == [CREATION]
+        assert dict(asked["attributes"]) == {
+            "messaging.system": "my-queue",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": "orders.7",
+            "messaging.destination.template": "orders.{id}",
+            "messaging.destination.partition.id": "3",
+            "messaging.consumer.group.name": "mailers",
+            "server.address": "broker.example",
+            "server.port": 4000,
+            "messaging.message.id": "m1",
+            "queueprop.message.delivery_attempt": 2,
+        }
+
+
+class Recording(Sampler):
+    """Records what it is asked; samples everything."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        self.asked.append(
+            {
+                "parent_context": parent_context,
+                "name": name,
+                "kind": kind,
+                "attributes": attributes,
+                "links": links,
+            }
+        )
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "Recording"
 
 
 class TestParent:
