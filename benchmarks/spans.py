@@ -59,7 +59,9 @@ def send_candidates(tracer: trace.Tracer, settings: queueprop.Settings) -> dict[
     return {"bare SDK span": bare, "by hand": by_hand, "queueprop": ours}
 
 
-def process_candidates(tracer: trace.Tracer, settings: queueprop.Settings, flags: str) -> dict[str, Candidate]:
+def process_candidates(
+    tracer: trace.Tracer, settings: queueprop.Settings, flags: str
+) -> dict[str, Candidate]:
     """Everybody handles the same message, with its creation context as parent and as link."""
     headers = {"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}"}
 
@@ -97,7 +99,11 @@ def medians(candidates: dict[str, Candidate], rounds: int) -> dict[str, float]:
 
 def row(title: str, measured: dict[str, float], bare: float, target: float | None) -> None:
     ours = measured["queueprop"]
-    by_hand = f"{measured['by hand']:7.2f} {measured['by hand'] / bare:5.2f}x" if "by hand" in measured else " " * 14
+    by_hand = (
+        f"{measured['by hand']:7.2f} {measured['by hand'] / bare:5.2f}x"
+        if "by hand" in measured
+        else " " * 14
+    )
     goal = "" if target is None else f"  at most {target:.1f}x: {'yes' if ours / bare <= target else 'NO'}"
     print(f"{title:<38}{bare:7.2f}   {by_hand}   {ours:7.2f} {ours / bare:5.2f}x{goal}")
 
@@ -144,7 +150,10 @@ def main() -> None:
 
     for title, candidates in (
         ("send, no SDK", send_candidates(nothing.get_tracer("bench"), settings(nothing, no_meters))),
-        ("process, no SDK", process_candidates(nothing.get_tracer("bench"), settings(nothing, no_meters), "01")),
+        (
+            "process, no SDK",
+            process_candidates(nothing.get_tracer("bench"), settings(nothing, no_meters), "01"),
+        ),
     ):
         candidates["bare SDK span"] = send_candidates(tracer, settings(recorded, no_meters))["bare SDK span"]
         measured = medians(candidates, given.rounds)
