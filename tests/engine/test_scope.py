@@ -7,6 +7,8 @@ import contextvars
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opentelemetry.context import Context, attach, detach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -228,3 +230,29 @@ def test_suppression_is_seen() -> None:
 def test_other_values_suppress_nothing() -> None:
     """Whatever else a program keeps in its context is no suppression."""
     assert not is_suppressed(Context({"mine": True, "suppress_me": True}))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["attach", "detach", "reattach"]), st.integers(0, 4)), max_size=40))
+def test_any_order(steps: list[tuple[str, int]]) -> None:
+    """Whatever is attached, detached and attached again in whatever order: the one that came last of those that are
+    still attached is current, and at the end the very context of the beginning."""
+    before = get_current()
+    scopes: dict[int, Scope] = {}
+    still_attached: list[int] = []
+    for step, number in steps:
+        if step == "attach" and number not in scopes:
+            scopes[number] = opened(str(number))
+            still_attached.append(number)
+        elif step == "detach" and number in scopes:
+            scopes[number].detach()
+            if number in still_attached:
+                still_attached.remove(number)
+        elif step == "reattach" and number in scopes:
+            scopes[number].reattach()
+            if number not in still_attached:
+                still_attached.append(number)
+        assert current() == (str(still_attached[-1]) if still_attached else None)
+    for number in still_attached:
+        scopes[number].detach()
+    assert get_current() is before
