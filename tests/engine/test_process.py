@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, trace
-from opentelemetry.context import Context, attach, get_current, set_value
+from opentelemetry.context import Context, attach, detach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
@@ -605,6 +605,23 @@ class TestOwner:
         with engine.process(ORDERS, Message({}, native=job), owner="kombu"):
             pass
         assert len(telemetry.spans) == 5
+
+    def test_in_the_context_of_a_handling_that_is_over(self, telemetry: Telemetry) -> None:
+        """A task that outlives its handler: what is delivered there is a delivery, with or without a native message;
+        the span that is current there is linked."""
+        engine = telemetry.engine()
+        job = object()
+        with engine.process(ORDERS, Message({}, native=job), owner="rq") as ended:
+            inside = get_current()
+        token = attach(inside)
+        for native in (job, None):
+            with engine.process(ORDERS, Message({}, native=native), owner="rq"):
+                pass
+        with engine.send(ORDERS, Message({}), owner="rq"):
+            pass
+        detach(token)
+        assert [links(span) for span in telemetry.spans.named("process orders")[1:]] == [[ids(ended)]] * 2
+        assert parent(telemetry.only("publish orders")) == ids(ended)
 
     def test_a_publish_in_between(self, telemetry: Telemetry) -> None:
         """A handler called inside a publish of the same adapter (an in-memory broker) is a delivery."""

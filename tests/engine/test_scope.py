@@ -58,6 +58,17 @@ def test_twice_is_once() -> None:
     assert get_current() is before
 
 
+def test_a_captured_context_is_the_programs() -> None:
+    """Whoever attaches the scope's context again by themselves keeps it: a late detach does not take it away."""
+    scope = opened("a")
+    captured = get_current()
+    scope.detach()
+    token = attach(captured)
+    scope.detach()
+    assert current() == "a"
+    detach(token)
+
+
 def test_never_attached() -> None:
     """Detaching or reattaching what never was current changes nothing."""
     before = get_current()
