@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import rq.worker
@@ -206,8 +207,13 @@ def run_worker(
 
 def start_worker(url: str, queue: str, worker: str, **options: Any) -> subprocess.Popen[bytes]:
     arguments = json.dumps({"url": url, "queue": queue, "worker": worker, **options})
-    return subprocess.Popen([sys.executable, "-m", "integration.rq_tasks", arguments])
+    return subprocess.Popen([sys.executable, "-c", _RUN_WORKER, str(Path(__file__).parents[1]), arguments])
 
 
-if __name__ == "__main__":
-    run_worker(**json.loads(sys.argv[1]))
+# The checkout comes last on the path: queueprop is the installed one.
+_RUN_WORKER = """
+import json, sys
+sys.path.append(sys.argv[1])
+from integration.rq_tasks import run_worker
+run_worker(**json.loads(sys.argv[2]))
+"""

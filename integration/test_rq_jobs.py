@@ -711,10 +711,12 @@ if "spawn" in tasks.WORKERS:
     not has("opentelemetry.distro"), reason="opentelemetry-instrument needs it to set up an SDK"
 )
 @pytest.mark.parametrize("worker", _LAUNCHED)
-def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker: str) -> None:
+def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker: str, tmp_path: Path) -> None:
     """No code at all: the horse of a SpawnWorker is instrumented too, and makes its own span."""
     instrumented.enqueue(tasks.fail, 1, retry=Retry(max=1))
     programs = Path(sys.executable).parent
+    # The worker imports the job's function from the checkout, and queueprop from where it is installed.
+    (tmp_path / "integration").symlink_to(Path(__file__).parent)
     launched = subprocess.run(
         [
             programs / "opentelemetry-instrument",
@@ -722,7 +724,7 @@ def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker:
             *(programs / "rq", "worker", "--burst", "--worker-class", worker, "--url", instrumented.url),
             instrumented.queue.name,
         ],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         timeout=60,
         check=True,
