@@ -9,7 +9,6 @@ import contextlib
 import functools
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -102,6 +101,13 @@ class Rig:
         parents = {span.span_id: span.trace_id for span in self.producers}
         assert all(parents.get(span.parent_id or "") == span.trace_id for span in self.consumers)
         assert [record.text for record in self.run.logged] == []
+
+
+@pytest.fixture(autouse=True)
+def _importable_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that RQ starts import the jobs from the checkout, and queueprop from where it is installed."""
+    (tmp_path / "integration").symlink_to(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 @pytest.fixture
@@ -711,12 +717,10 @@ if "spawn" in tasks.WORKERS:
     not has("opentelemetry.distro"), reason="opentelemetry-instrument needs it to set up an SDK"
 )
 @pytest.mark.parametrize("worker", _LAUNCHED)
-def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker: str, tmp_path: Path) -> None:
+def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker: str) -> None:
     """No code at all: the horse of a SpawnWorker is instrumented too, and makes its own span."""
     instrumented.enqueue(tasks.fail, 1, retry=Retry(max=1))
     programs = Path(sys.executable).parent
-    # The worker imports the job's function from the checkout, and queueprop from where it is installed.
-    (tmp_path / "integration").symlink_to(Path(__file__).parent)
     launched = subprocess.run(
         [
             programs / "opentelemetry-instrument",
@@ -724,7 +728,6 @@ def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker:
             *(programs / "rq", "worker", "--burst", "--worker-class", worker, "--url", instrumented.url),
             instrumented.queue.name,
         ],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         timeout=60,
         check=True,
