@@ -23,7 +23,6 @@ from queueprop.spans import Engine, engine_for
 
 # library -> its instrumentor; what the entry points say, for queueprop.instrument()
 ADAPTERS = {
-    "kombu": "queueprop.adapters.kombu:KombuInstrumentor",
     "rq": "queueprop.adapters.rq:RQInstrumentor",
 }
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 # name -> the Broker; what it needs is imported only when it runs
 BROKERS = {
-    "kombu": "queueprop.cli.demo.kombu.broker:Kombu",
     "rq": "queueprop.cli.demo.rq.broker:RQ",
 }
 
