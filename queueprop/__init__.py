@@ -1,8 +1,8 @@
 """Carries OpenTelemetry context through message queues.
 
 A producer writes W3C ``traceparent``, ``tracestate`` and ``baggage`` into the message's headers; the consumer's span is
-attached to that trace, and the handler runs inside it. For pika, kombu, RQ, Dramatiq and aiokafka see
-``queueprop.adapters``; for any other queue the functions here are enough.
+attached to that trace, and the handler runs inside it. For the libraries that it knows see ``queueprop.adapters``; for
+any other queue the functions here are enough.
 """
 
 from queueprop.adapter import instrument, uninstrument
