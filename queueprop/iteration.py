@@ -54,21 +54,22 @@ class _Loop:
             self._scope.open()
             self._inside = get_current()
 
-    def _leave(self) -> None:
+    def _move_on(self) -> None:
         """At the loop's next step, or when it is over."""
-        self._end()
+        self.leave()
         before, inside = self._before, self._inside
         self._before = self._inside = None
         if before is not None and get_current() is inside:
             attach(before)  # it was ended elsewhere, which could change nothing here
 
-    def _end(self) -> None:
+    def leave(self) -> None:
+        """Ends the span of the message in hand, from anywhere: its loop is over, though the iterator may be kept."""
         scope, self._scope = self._scope, None
         if scope is not None:
             scope.close()
 
     def __del__(self) -> None:
-        self._leave()
+        self._move_on()
 
 
 class Messages(_Loop, Generic[T]):
@@ -83,13 +84,13 @@ class Messages(_Loop, Generic[T]):
         return self
 
     def __next__(self) -> T:
-        self._leave()
+        self._move_on()
         message = next(self._source)
         self._enter(message)
         return message
 
     def close(self) -> None:
-        self._end()
+        self.leave()
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
@@ -107,13 +108,13 @@ class AsyncMessages(_Loop, Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        self._leave()
+        self._move_on()
         message = await self._source.__anext__()
         self._enter(message)
         return message
 
     async def aclose(self) -> None:
-        self._end()
+        self.leave()
         close = getattr(self._source, "aclose", None)
         if close is not None:
             await close()

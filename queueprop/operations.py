@@ -270,6 +270,8 @@ class Process(MessageOperation):
     _is_counted = True
     _missing: str | None = None
     _waited: float | None = None
+    _outer: Process | None = None
+    _failure: BaseException | None = None
 
     def __init__(
         self,
@@ -304,8 +306,15 @@ class Process(MessageOperation):
         if engine.enriches_processes or message.describe is not None:
             engine.enrich(span, message, engine.settings.consume_hook)
 
+    def close(self, error: BaseException | None = None) -> None:
+        # A loop is not told what its body raised; what traces the same message inside the body is.
+        outer, self._outer = self._outer, None
+        if outer is not None and error is not None:
+            outer._failure = error
+        super().close(self._failure if error is None else error)
+
     def _release(self) -> None:
-        self._context = self._previous = None
+        self._context = self._previous = self._failure = None
         self.message = _NO_MESSAGE  # it knows the context, too
 
     def _carry(self, current: Context) -> None:
@@ -316,12 +325,14 @@ class Process(MessageOperation):
 
     def _is_within_itself(self, current: Context) -> bool:
         scope = current_scope(current)
-        return (
+        if (
             isinstance(scope, Process)
             and scope.owner == self.owner
             and scope.message.identity is self.message.identity
             and not scope.closed
-        )
+        ):
+            self._outer = scope
+        return self._outer is not None
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)

@@ -1,0 +1,671 @@
+"""pika: RabbitMQ's messages in their publishers' traces. pika 1.3 and newer, every kind of its connections.
+
+The context travels in the ``headers`` table of the basic properties, as text. The caller's properties and headers are
+copied before anything is written.
+
+Two things shape this file:
+
+- A BlockingChannel is a facade above a Channel. Publishes are traced at the facade where there is one, since it knows
+  what the broker answered; settlements at the Channel, where both meet. What pika registers there for itself only
+  buffers, so it is no handler.
+- A delivery names its exchange and routing key, not its queue. The queue is known where the consumer is registered,
+  so it is kept there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+
+from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.util.types import AttributeValue
+
+from queueprop import guard
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.handlers import run_inside
+from queueprop.iteration import Messages, iterate_inside
+from queueprop.message import Destination, Message
+from queueprop.operations import Process
+from queueprop.settings import Settings
+from queueprop.spans import Engine, engine_for
+
+try:
+    from pika import BasicProperties
+    from pika.adapters.blocking_connection import BlockingChannel
+    from pika.channel import Channel
+    from pika.spec import Basic
+except ModuleNotFoundError as error:
+    if error.name != "pika":
+        raise
+    raise missing_extra(__name__, "pika", "pika") from None
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+SYSTEM = "rabbitmq"
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
+DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
+
+
+class Publish(NamedTuple):
+    """What a ``publish_hook`` is given: the call's arguments, with a copy of the caller's properties."""
+
+    exchange: str
+    routing_key: str
+    body: Any
+    properties: BasicProperties
+
+
+class Delivery(NamedTuple):
+    """What a ``consume_hook`` is given: a message as pika hands it over."""
+
+    method: Any
+    properties: BasicProperties
+    body: bytes
+
+
+def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a channel's publish: ``publish = traced_publish(channel.basic_publish)``.
+
+    The PRODUCER span ends when the call returns. On a BlockingChannel with confirms that is the broker's answer: a nack
+    and an unroutable message are errors of the span. Properties and headers are copied before the context is written.
+
+    Args:
+        publish: ``basic_publish`` of a BlockingChannel or a Channel, a ``functools.partial`` of it, or a callable with
+            the same arguments around it.
+        settings: instead of those of the environment.
+    """
+    return _wrapped(publish, _Hooks(engine_for(settings)).publish)
+
+
+@overload
+def traced_consumer(callback: F) -> F: ...
+@overload
+def traced_consumer(
+    *, queue: str | None = None, destination: Destination | None = None, settings: Settings | None = None
+) -> Callable[[F], F]: ...
+def traced_consumer(
+    callback: F | None = None,
+    *,
+    queue: str | None = None,
+    destination: Destination | None = None,
+    settings: Settings | None = None,
+) -> F | Callable[[F], F]:
+    """Decorates a consumer's callback ``(channel, method, properties, body)``, for any kind of connection::
+
+        @traced_consumer(queue="orders")
+        def on_message(channel, method, properties, body): ...
+
+        channel.basic_consume("orders", on_message)
+
+    It may be a method, take further arguments, and be a coroutine function that a task is made of.
+
+    Args:
+        queue: the queue that it consumes from; pika's deliveries do not tell it.
+        destination: instead of the one that exchange, routing key and queue make.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+
+    def decorate(decorated: F) -> F:
+        return hooks.callback(decorated, queue, destination)
+
+    return decorate if callback is None else decorate(callback)
+
+
+def traced_messages(
+    iterable: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> Messages[Any]:
+    """A pull loop whose body runs inside each message's CONSUMER span::
+
+        for method, properties, body in traced_messages(channel.consume("orders")): ...
+
+    An idle tick (``(None, None, None)``) is outside. The span ends when the next message is asked for, and when the
+    loop is left, unless the iterator is kept: then it ends when that is closed or dropped.
+
+    Args:
+        iterable: gives ``(method, properties, body)``, as ``BlockingChannel.consume`` does.
+        destination: pika's deliveries do not tell their queue; without it, exchange and routing key name the span.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+    return iterate_inside(iterable, lambda message: hooks.process(message, None, None, destination))
+
+
+def traced_message(
+    message: Any, destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """The CONSUMER span of one pulled message, as a context manager::
+
+        message = channel.basic_get("orders")
+        with traced_message(message): ...
+
+    Args as for ``traced_messages``; ``message`` is ``(method, properties, body)``. Of an empty queue
+    (``(None, None, None)``) there is no span.
+    """
+    hooks = _Hooks(engine_for(settings))
+    return _prepared(lambda: hooks.process(message, None, None, destination))
+
+
+def traced_batch(
+    messages: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """One CONSUMER span for a batch, with a link for each message, as a context manager.
+
+    Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue.
+    """
+    hooks = _Hooks(engine_for(settings))
+    return _prepared(lambda: hooks.process_batch(messages, destination))
+
+
+def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a BlockingChannel's pull call, which then has a receive span: ``get = traced_get(channel.basic_get)``.
+
+    It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
+    """
+    return _wrapped(get, _Hooks(engine_for(settings)).get)
+
+
+def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps ``basic_ack``, ``basic_nack`` or ``basic_reject`` of a channel: ``ack = traced_settle(channel.basic_ack)``.
+
+    Under ``Settings(settle_spans=True)``, which the consumer must have too, a settlement is a span: a child of the
+    message's CONSUMER span, from any thread and however late.
+    """
+    return _wrapped(settle, _Hooks(engine_for(settings)).settle)
+
+
+class PikaInstrumentor(Adapter):
+    """Traces every channel of pika that publishes or consumes from now on."""
+
+    library = "pika"
+    requires = ("pika >= 1.3",)
+    rivals = Rivals("pika", "opentelemetry.instrumentation.pika:PikaInstrumentor")
+
+    def patches(self) -> Iterable[Patch]:
+        hooks = _Hooks(self.engine, lambda: self.is_active)
+        for channel in (Channel, BlockingChannel):
+            yield Patch(channel, "basic_publish", hooks.publish)
+            yield Patch(channel, "basic_consume", hooks.consume)
+        yield Patch(BlockingChannel, "consume", hooks.iterate)
+        yield Patch(BlockingChannel, "cancel", hooks.cancel)
+        yield Patch(BlockingChannel, "basic_get", hooks.get)
+        yield Patch(Channel, "basic_get", hooks.get_later)
+        for name in ("basic_ack", "basic_nack", "basic_reject"):
+            yield Patch(Channel, name, hooks.settle)
+
+
+Wrapped = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
+
+
+def _wrapped(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
+    """``function`` with ``hook`` around it, as the instrumentor's patches have it."""
+    if isinstance(function, functools.partial):
+        return functools.partial(_wrapped(function.func, hook), *function.args, **function.keywords)
+    channel = getattr(function, "__self__", None)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = hook(function, channel, args, kwargs)
+        return result
+
+    return call
+
+
+def _prepared(begin: Callable[[], AbstractContextManager[Span] | None]) -> AbstractContextManager[Span]:
+    try:
+        return begin() or contextlib.nullcontext(INVALID_SPAN)
+    except Exception as error:
+        guard.fault("reading a message of pika", error)
+        return contextlib.nullcontext(INVALID_SPAN)
+
+
+class _Hooks:
+    """What is done around pika's own methods, each as ``hook(bound method, its channel, args, kwargs)``."""
+
+    def __init__(self, engine: Engine, is_active: Callable[[], bool] = lambda: True) -> None:
+        self.engine = engine
+        self._is_active = is_active
+        self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[_Consumed]] = weakref.WeakKeyDictionary()
+
+    # The producer's side
+
+    def publish(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``basic_publish``, of the facade and of the Channel below it: the upper one has the span."""
+        try:
+            given = Publish(*_publish_arguments(*args, **kwargs))
+        except TypeError:
+            return wrapped(*args, **kwargs)  # pika says what is wrong with them
+        if self.engine.is_sending(_OWNER):
+            return wrapped(*args, **kwargs)
+        try:
+            message = _message_for(given)
+            send = self.engine.send(_published_to(given, channel), message, owner=_OWNER)
+        except Exception as error:
+            guard.fault("preparing a publish with pika", error)
+            return wrapped(*args, **kwargs)
+        with send:
+            if _is_written(message, given, channel):
+                args, kwargs = _replaced(_PROPERTIES, "properties", message.native.properties, args, kwargs)
+            return wrapped(*args, **kwargs)
+
+    # The consumer's side
+
+    def consume(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``basic_consume``: the callback that it registers."""
+        return self._register("on_message_callback", wrapped, args, kwargs)
+
+    def get_later(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around a Channel's ``basic_get``, which answers by a callback, too."""
+        return self._register("callback", wrapped, args, kwargs)
+
+    def _register(self, name: str, wrapped: Wrapped, args: Arguments, kwargs: Options) -> Any:
+        callback = _given(1, name, args, kwargs)
+        if not callable(callback) or str(getattr(callback, "__module__", "")).startswith("pika."):
+            return wrapped(*args, **kwargs)
+        traced = self.callback(callback, _given(0, "queue", args, kwargs), None)
+        args, kwargs = _replaced(1, name, traced, args, kwargs)
+        return wrapped(*args, **kwargs)
+
+    def callback(self, callback: F, queue: Any, destination: Destination | None) -> F:
+        """A handler that runs inside its message's span, whatever it is given before and behind the message."""
+
+        def begin(args: Arguments, kwargs: Options) -> Process | None:
+            for index, argument in enumerate(args):
+                if isinstance(argument, _DELIVERIES):
+                    channel = args[index - 1] if index else None
+                    return self.process(args[index : index + 3], channel, queue, destination)
+            return None
+
+        return run_inside(callback, begin)
+
+    def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
+        self._leave_loop(channel)
+        queue = _given(0, "queue", args, kwargs)
+        loop = _Consumed(wrapped(*args, **kwargs), lambda it: self.process(it, channel, queue, None))
+        self._loops[channel] = weakref.ref(loop)
+        return loop
+
+    def cancel(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``cancel``, which ends the generator of ``consume``: the last message of one that is kept is over."""
+        self._leave_loop(channel)
+        return wrapped(*args, **kwargs)
+
+    def _leave_loop(self, channel: Any) -> None:
+        reference = self._loops.pop(channel, None)
+        loop = reference() if reference is not None else None
+        if loop is not None:
+            loop.leave()
+
+    def process(
+        self, message: Any, channel: Any, queue: Any, destination: Destination | None
+    ) -> Process | None:
+        if message is None or message[0] is None or not self._is_active():
+            return None  # an idle tick
+        delivery = Delivery(*message)
+        destination, known = _known(delivery, channel, queue, destination)
+        if self.engine.settings.settle_spans and channel is not None and not _is_settled(delivery, channel):
+            _unsettled.add(channel, destination, known)
+        return self.engine.process(destination, known, owner=_OWNER)
+
+    def process_batch(
+        self, messages: Sequence[Any], destination: Destination | None
+    ) -> AbstractContextManager[Span]:
+        known = [_known(Delivery(*message), None, None, destination) for message in messages]
+        if destination is None:
+            destination = known[0][0] if known else _destination((), "", None, None)
+        return self.engine.process(destination, [message for _, message in known])
+
+    def get(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around a BlockingChannel's ``basic_get``: a pull call, which opens no scope for what follows."""
+        if _is_pulling.get():
+            return wrapped(*args, **kwargs)
+        started_at = time.time_ns()
+        queue = _given(0, "queue", args, kwargs)
+        try:
+            with _pulling():
+                message = wrapped(*args, **kwargs)
+        except BaseException as error:
+            self._received(None, channel, queue, started_at, error)
+            raise
+        if message[0] is not None:
+            auto_ack = bool(_given(1, "auto_ack", args, kwargs))
+            self._received(Delivery(*message), channel, queue, started_at, auto_ack=auto_ack)
+        return message
+
+    def _received(
+        self,
+        delivery: Delivery | None,
+        channel: Any,
+        queue: Any,
+        started_at: int,
+        error: BaseException | None = None,
+        auto_ack: bool = False,
+    ) -> None:
+        try:
+            destination = _consumed_from(delivery, queue, channel)
+            receive = self.engine.receive(destination, started_at=started_at)
+            if delivery is not None:
+                message = _message_of(delivery)
+                _pulled.add(delivery.method, destination)
+                if self.engine.settings.settle_spans and not auto_ack:
+                    _unsettled.add(channel, destination, message)
+                receive.add(message)
+            if self.engine.settings.receive_spans:
+                receive.open()
+                receive.close(error)
+        except Exception as fault:
+            guard.fault("tracing a basic_get of pika", fault)
+
+    def settle(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``basic_ack``, ``basic_nack`` and ``basic_reject``."""
+        if not self.engine.settings.settle_spans:
+            return wrapped(*args, **kwargs)
+        operation = wrapped.__name__.removeprefix("basic_")
+        try:
+            tag = _given(0, "delivery_tag", args, kwargs) or 0
+            multiple = operation != "reject" and bool(_given(1, "multiple", args, kwargs))
+            settled = _unsettled.take(channel, tag, multiple)
+        except Exception as error:
+            guard.fault("preparing a settlement with pika", error)
+            settled = []
+        if not settled:
+            return wrapped(*args, **kwargs)  # not one that was handed to the user
+        messages = [message for _, message in settled]
+        with self.engine.settle(settled[-1][0], messages, operation=operation):
+            return wrapped(*args, **kwargs)
+
+
+_OWNER = "pika"
+_DELIVERIES = (Basic.Deliver, Basic.GetOk)
+_PROPERTIES = 3  # its place among the arguments of basic_publish
+
+# The explicit API above the instrumentor pulls the very same message: that is one pull.
+_is_pulling: ContextVar[bool] = ContextVar("queueprop-pika-pulling", default=False)
+
+
+@contextmanager
+def _pulling() -> Iterator[None]:
+    token = _is_pulling.set(True)
+    try:
+        yield
+    finally:
+        _is_pulling.reset(token)
+
+
+class _Consumed(Messages[Any], Generator[Any, Any, None]):
+    """What ``BlockingChannel.consume`` gives, a generator as before."""
+
+    def __iter__(self) -> _Consumed:
+        return self
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._source.send, value)  # type: ignore[attr-defined]
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._source.throw, *error)  # type: ignore[attr-defined]
+
+    def _step(self, step: Callable[..., Any], *given: Any) -> Any:
+        self.leave()
+        message = step(*given)
+        self._enter(message)
+        return message
+
+
+# Arguments
+
+
+def _publish_arguments(
+    exchange: Any, routing_key: Any, body: Any, properties: Any = None, mandatory: bool = False
+) -> tuple[Any, Any, Any, Any]:
+    return exchange, routing_key, body, properties
+
+
+def _given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
+def _replaced(
+    index: int, name: str, value: Any, args: Arguments, kwargs: Options
+) -> tuple[Arguments, Options]:
+    if len(args) > index:
+        return (*args[:index], value, *args[index + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+# Messages
+
+
+def _message_for(given: Publish) -> Message:
+    """The message of a publish, with properties and headers that are ours to write to."""
+    properties = BasicProperties() if given.properties is None else copy.copy(given.properties)
+    headers = getattr(properties, "headers", _ODD)
+    if headers is None or isinstance(headers, Mapping):
+        properties.headers = headers = dict(headers or {})
+    else:
+        headers = None  # not what pika takes; it says so
+    return Message(
+        headers=headers,
+        id=_text(getattr(properties, "message_id", None)),
+        conversation_id=_text(getattr(properties, "correlation_id", None)),
+        body=given.body if isinstance(given.body, (bytes, str)) else None,
+        native=given._replace(properties=properties),
+    )
+
+
+_ODD = object()
+
+
+def _is_written(message: Message, given: Publish, channel: Any) -> bool:
+    """Whether the properties with the context go out, instead of the caller's own."""
+    headers = message.headers
+    if not isinstance(headers, dict) or headers == (getattr(given.properties, "headers", None) or {}):
+        return False
+    if _fits(message.native.properties, channel):
+        return True
+    guard.mistake(
+        f"publishing to {given.exchange}:{given.routing_key}",
+        "the headers leave no room for a trace context in one AMQP frame; the message goes out without it",
+    )
+    return False
+
+
+def _fits(properties: BasicProperties, channel: Any) -> bool:
+    """Whether the properties keep to the size of a frame; else the broker would close the connection."""
+    limit = getattr(_parameters(channel), "frame_max", 0)
+    if not limit or _at_most(properties.headers) < limit:
+        return True
+    try:
+        return sum(map(len, properties.encode())) + _FRAME <= limit
+    except Exception:
+        return True  # pika says what is wrong with them
+
+
+def _at_most(headers: Any) -> int:
+    """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
+    size = _OTHER_PROPERTIES
+    for name, value in headers.items():
+        if isinstance(value, (str, bytes)):
+            size += 4 * (len(name) + len(value)) + 16
+        else:
+            size += 4 * len(name) + (16 if value is None or isinstance(value, int) else _UNKNOWN)
+    return size
+
+
+_FRAME = 64  # what stands around the properties in a frame, and to spare
+_OTHER_PROPERTIES = 13 * 256
+_UNKNOWN = 1 << 40
+
+
+def _known(
+    delivery: Delivery, channel: Any, queue: Any, destination: Destination | None
+) -> tuple[Destination, Message]:
+    """What is known of a delivery: by this call, or by the call that it was pulled with."""
+    waiting = _unsettled.find(delivery.method)
+    if destination is None:
+        destination = _pulled.find(delivery.method) or _consumed_from(delivery, queue, channel)
+    return destination, _message_of(delivery) if waiting is None else waiting
+
+
+def _message_of(delivery: Delivery) -> Message:
+    properties = delivery.properties
+    return Message(
+        headers=properties.headers,
+        id=_text(properties.message_id),
+        conversation_id=_text(properties.correlation_id),
+        body=delivery.body,
+        sent_at=properties.timestamp,
+        attempt=_attempt(delivery),
+        native=delivery,
+        key=delivery.method,
+        describe=_describe,
+    )
+
+
+def _describe(delivery: Delivery) -> Mapping[str, AttributeValue]:
+    return {DELIVERY_TAG: delivery.method.delivery_tag}
+
+
+def _attempt(delivery: Delivery) -> int | None:
+    """Which delivery this is, where that can be known: only quorum queues count, and a dead-lettered one had others."""
+    headers = delivery.properties.headers
+    if not isinstance(headers, Mapping):
+        headers = {}
+    if "x-death" in headers:
+        return None
+    if not delivery.method.redelivered:
+        return 1
+    earlier = headers.get("x-delivery-count")
+    return earlier + 1 if isinstance(earlier, int) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class _Pulled:
+    """Where messages were pulled from: ``basic_get`` knows the queue, its message does not.
+
+    By pika's method object, which goes with the message wherever the user takes it. (It has no hash.)
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Any], Destination]] = {}
+
+    def add(self, method: Any, destination: Destination) -> None:
+        key, found = id(method), self._found
+        found[key] = (weakref.ref(method, lambda _: found.pop(key, None)), destination)
+
+    def find(self, method: Any) -> Destination | None:
+        found = self._found.get(id(method))
+        return found[1] if found is not None and found[0]() is method else None
+
+
+class _Unsettled:
+    """Deliveries that wait for their ack, by channel and delivery tag. Kept only where settlements are traced."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channels: weakref.WeakKeyDictionary[Any, dict[int, tuple[Destination, Message]]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def add(self, channel: Any, destination: Destination, message: Message) -> None:
+        with self._lock:
+            waiting = self._channels.setdefault(_channel_below(channel), {})
+            waiting[message.native.method.delivery_tag] = (destination, message)
+
+    def find(self, method: Any) -> Message | None:
+        with self._lock:
+            for waiting in self._channels.values():
+                _, message = waiting.get(method.delivery_tag, (None, None))
+                if message is not None and message.key is method:
+                    return message
+        return None
+
+    def take(self, channel: Any, tag: int, multiple: bool) -> list[tuple[Destination, Message]]:
+        """The deliveries that a settlement is about; with ``multiple`` all up to its tag, and 0 is all."""
+        with self._lock:
+            waiting = self._channels.get(_channel_below(channel), {})
+            tags = [it for it in sorted(waiting) if it <= tag or not tag] if multiple else [tag]
+            return [waiting.pop(it) for it in tags if it in waiting]
+
+
+_pulled = _Pulled()
+_unsettled = _Unsettled()
+
+
+def _is_settled(delivery: Delivery, channel: Any) -> bool:
+    """Whether the broker waits for no ack."""
+    tag = getattr(delivery.method, "consumer_tag", None)
+    return tag in getattr(_channel_below(channel), "_consumers_with_noack", ())
+
+
+def _channel_below(channel: Any) -> Any:
+    return getattr(channel, "_impl", channel)
+
+
+# Destinations
+
+
+def _published_to(given: Publish, channel: Any) -> Destination:
+    exchange, routing_key = _name(given.exchange), _name(given.routing_key)
+    return _destination((exchange, routing_key), routing_key, *_server(channel))
+
+
+def _consumed_from(delivery: Delivery | None, queue: Any, channel: Any) -> Destination:
+    method = None if delivery is None else delivery.method
+    exchange, routing_key = _name(getattr(method, "exchange", "")), _name(getattr(method, "routing_key", ""))
+    queue = _name(queue)
+    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
+    return _destination(parts, routing_key, *_server(channel))
+
+
+@functools.lru_cache(maxsize=1024)
+def _destination(parts: tuple[str, ...], routing_key: str, host: str | None, port: int | None) -> Destination:
+    """The name by the conventions for RabbitMQ: what is there of its parts, with colons."""
+    parts = tuple(part for part in parts if part)
+    lasting = [part for part in parts if not part.startswith(_SERVER_NAMED)]
+    is_anonymous = len(lasting) < len(parts)
+    return Destination(
+        system=SYSTEM,
+        name=":".join(parts) or "amq.default",
+        # The name that the server made up is of high cardinality; what stands beside it is not.
+        template=":".join(lasting) if is_anonymous and lasting else None,
+        anonymous=is_anonymous,
+        server_address=host,
+        server_port=port,
+        attributes={ROUTING_KEY: routing_key} if routing_key else {},
+    )
+
+
+_SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def _server(channel: Any) -> tuple[str | None, int | None]:
+    parameters = _parameters(channel)
+    return getattr(parameters, "host", None), getattr(parameters, "port", None)
+
+
+def _parameters(channel: Any) -> Any:
+    connection = getattr(channel, "connection", None)
+    return getattr(getattr(connection, "_impl", connection), "params", None)

@@ -1,0 +1,744 @@
+"""pika on a live RabbitMQ: every way to consume, through the explicit API and through the instrumentor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+
+from integration.contract.actions import Delivery, Handler, run, run_async
+from integration.contract.driver import (
+    Api,
+    Column,
+    Counts,
+    Driver,
+    Failing,
+    Need,
+    Refusal,
+    WireMessage,
+    split_headers,
+)
+from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
+from integration.drivers.pika_loop import Loop
+from queueprop import Destination, Settings
+from queueprop.adapters import pika as adapter
+
+_FRAME_MAX = 131_072
+
+
+class PikaDriver(Driver):
+    """BlockingConnection. The queue is a classic one, but a quorum queue where redeliveries are counted."""
+
+    library = "pika"
+    system = "rabbitmq"
+    broker = "rabbitmq"
+    packages = frozenset({"pika"})
+    ways = ("basic_publish", "with confirms", "mandatory")
+    refusals = (Refusal("dead-letter"), Refusal("requeue", 2), Refusal("left unacked"))
+    tells_attempt = True
+    send_time_resolution = 1.0  # AMQP's timestamps are whole seconds
+    styles: Sequence[str] = ("callback", "consume()", "basic_get", "several consumers")
+
+    @classmethod
+    def columns(cls) -> Sequence[Column]:
+        return [
+            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
+        ]
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        lacks: dict[Need, str] = {
+            "batch": "pika publishes one message a call",
+            "delay": "RabbitMQ delays by expiry and dead-lettering, in queues of the user's",
+            "retry": "pika has no retries",
+            "worker processes": "pika starts no processes",
+        }
+        if column.style != "basic_get":
+            lacks["batch receive"] = "pika hands over one message at a time"
+        if not cls.exits(column.style):
+            lacks["exits"] = "the loop is pika's own"
+        if column.api == "explicit":
+            lacks["instrumentor"] = "explicit API: nothing is patched"
+        return lacks
+
+    @classmethod
+    def exits(cls, style: str) -> Sequence[str]:
+        return {
+            "consume()": ("break", "return", "exception", "cancel", "closed elsewhere", "dropped"),
+            "basic_get": ("break", "return", "exception"),
+        }.get(style, ())
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        return style == "basic_get"
+
+    @classmethod
+    def remarks(cls, column: Column) -> Mapping[int, str]:
+        if column.style == "consume()":
+            told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
+            return {9: told, 11: told, 25: told}
+        return {}
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self.dead_queue = f"{self.queue}-dead"
+        self._settings: Settings | None = None
+        self._declared = False
+        self._declaring = threading.Lock()
+        self._refusals: dict[str, str] = {}
+        self._connection_class: Any = pika.BlockingConnection
+
+    # Life
+
+    def open(self) -> None:
+        self.reconnect()
+        channel = self._plain
+        for queue in (self.dead_queue, self.other_queue):
+            channel.queue_declare(queue, durable=True)
+
+    def close(self) -> None:
+        self._close_consumers()
+        self._disconnect()
+        with self._untraced(), self._connect() as connection:
+            for queue in (self.queue, self.dead_queue, self.other_queue):
+                connection.channel().queue_delete(queue)
+
+    def reconnect(self) -> None:
+        self._disconnect()
+        self._lock = threading.Lock()
+        self._publishers: dict[int, Any] = {}
+        self._consumers: list[Any] = []
+        self._plain_connection = self._connect()
+        self._plain = self._plain_connection.channel()
+
+    def _disconnect(self) -> None:
+        for publisher in getattr(self, "_publishers", {}).values():
+            _close(publisher)
+        if hasattr(self, "_plain_connection"):
+            _close(self._plain_connection)
+
+    def _connect(self) -> Any:
+        return self._connection_class(self._parameters)
+
+    @property
+    def _parameters(self) -> pika.URLParameters:
+        return pika.URLParameters(self.url)
+
+    @contextmanager
+    def tracing(self, settings: Settings) -> Iterator[None]:
+        self._settings = settings
+        instrumentor = adapter.PikaInstrumentor()
+        if self.api == "instrumentor":
+            instrumentor.instrument(settings=settings)
+        try:
+            yield
+        finally:
+            self._settings = None
+            if instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.uninstrument()
+
+    # Publishing
+
+    def publish(
+        self,
+        body: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        way: str | None = None,
+        delay: float | None = None,
+        refusal: str | None = None,
+        retries: int = 0,
+    ) -> None:
+        self._declare(quorum=refusal == "requeue")
+        self._refusals[body] = refusal or "dead-letter"
+        properties = pika.BasicProperties(
+            headers=dict(headers) if headers else None, timestamp=int(time.time())
+        )
+        self._publish(body, properties, way)
+
+    def publish_with(self, body: str, container: object) -> None:
+        self._declare()
+        self._publish(body, container, None)
+
+    def _publish(self, body: str, properties: Any, way: str | None) -> None:
+        if way == "with confirms":
+            publish = self._traced(self._confirming_channel().basic_publish)
+            publish(exchange="", routing_key=self.queue, body=body.encode(), properties=properties)
+        elif way == "mandatory":
+            publish = self._traced(self._channel().basic_publish)
+            publish("", self.queue, body.encode(), properties, mandatory=True)
+        else:
+            self._traced(self._channel().basic_publish)("", self.queue, body.encode(), properties)
+
+    @classmethod
+    def containers(cls) -> Mapping[str, Callable[[], object]]:
+        stale = {"Traceparent": "stale", "tracestate": "a=1", "tenant": "a"}
+        return {
+            "None": lambda: None,
+            "properties without headers": lambda: pika.BasicProperties(message_id="1", correlation_id="2"),
+            "an empty table": lambda: pika.BasicProperties(headers={}),
+            "a table": lambda: pika.BasicProperties(headers={"tenant": "a", "list": [1], "table": {"a": 1}}),
+            "a forwarded table": lambda: pika.BasicProperties(headers=dict(stale)),
+            "a read-only table": lambda: pika.BasicProperties(headers=MappingProxyType(stale)),
+        }
+
+    def failing(self) -> Sequence[Failing]:
+        return [
+            Failing("unroutable", lambda: self._publish_confirmed("", f"{self.queue}-nowhere")),
+            Failing("nacked", self._publish_to_full_queue),
+            Failing("no such exchange", lambda: self._publish_confirmed(f"{self.queue}-none", "key")),
+            Failing("the channel is closed", self._publish_on_closed_channel),
+            Failing("no body", lambda: self._traced(self._channel().basic_publish)("", self.queue, 7)),
+        ]
+
+    def _publish_confirmed(self, exchange: str, routing_key: str) -> None:
+        channel = self._connection().channel()
+        channel.confirm_delivery()
+        self._traced(channel.basic_publish)(exchange, routing_key, b"lost", mandatory=True)
+
+    def _publish_to_full_queue(self) -> None:
+        queue = f"{self.queue}-full"
+        full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        self._plain.queue_declare(queue, arguments=full, auto_delete=True)
+        try:
+            self._publish_confirmed("", queue)
+        finally:
+            self._plain.queue_delete(queue)
+
+    def _publish_on_closed_channel(self) -> None:
+        channel = self._connection().channel()
+        channel.close()
+        self._traced(channel.basic_publish)("", self.queue, b"lost")
+
+    def plant(
+        self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._declare()
+        properties = pika.BasicProperties(headers={**(headers or {}), **fields} or None)
+        with self._untraced():
+            self._plain.basic_publish("", self.queue, body.encode(), properties)
+
+    @classmethod
+    def can_plant(cls, value: object) -> bool:
+        # A table has no floats (of pika's), and no more than fits into a frame.
+        return not isinstance(value, float) and not (isinstance(value, str) and len(value) > _FRAME_MAX)
+
+    def kept_publish(self) -> Callable[[str], object]:
+        self._declare()
+        publish = self._channel().basic_publish
+        return lambda body: publish("", self.queue, body.encode())
+
+    def _traced(self, publish: Any) -> Any:
+        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+
+    def _connection(self) -> Any:
+        """A connection is for one thread."""
+        thread = threading.get_ident()
+        with self._lock:
+            connection = self._publishers.get(thread)
+            if connection is None:
+                connection = self._publishers[thread] = self._connect()
+                connection.queueprop_channel = connection.channel()
+        return connection
+
+    def _channel(self) -> Any:
+        return self._connection().queueprop_channel
+
+    def _confirming_channel(self) -> Any:
+        channel = self._connection().channel()
+        channel.confirm_delivery()
+        return channel
+
+    def _declare(self, quorum: bool = False) -> None:
+        with self._declaring:
+            if self._declared:
+                return
+            self._declared = True
+            arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead_queue}
+            if quorum:
+                arguments["x-queue-type"] = "quorum"
+            self._plain.queue_declare(self.queue, durable=True, arguments=arguments)
+
+    def _arrive(self) -> None:
+        """Returns when all that was published so far is in its queue."""
+        self._declare()
+        for publisher in self._publishers.values():
+            publisher.queueprop_channel.queue_declare(self.queue, passive=True)
+        self._plain.queue_declare(self.queue, passive=True)
+
+    # Consuming
+
+    def consume(self, handler: Handler, count: int = 1) -> None:
+        self._arrive()
+        self._consume_here(handler, count)
+
+    def consume_concurrently(self, handler: Handler, count: int) -> None:
+        self._arrive()
+        with ThreadPoolExecutor(count) as executor:
+            for future in [executor.submit(self._consume_here, handler, 1) for _ in range(count)]:
+                future.result(DEADLINE)
+
+    def consume_killed(self, handler: Handler) -> None:
+        self._arrive()
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                self._consume_here(handler, 1)
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        self._consume_here(handler, 1)
+
+    def consume_batch(self, handler: Handler, count: int) -> None:
+        self._arrive()
+        with self._consuming(count) as channel:
+            messages = [self._pull(channel) for _ in range(count)]
+            with self._explicitly(lambda: adapter.traced_batch(messages, settings=self._settings)):
+                for message in messages:
+                    run(handler, self._delivery(channel, message))
+            for method, _, _ in messages:
+                self._ack(channel, method)
+
+    def _consume_here(self, handler: Handler, count: int) -> None:
+        with self._consuming(count) as channel:
+            if self.style == "consume()":
+                self._consume_in_loop(channel, handler, count)
+            elif self.style == "basic_get":
+                for _ in range(count):
+                    self._handle(channel, self._pull(channel), handler)
+            else:
+                self._consume_by_callbacks(channel, handler, count)
+
+    @contextmanager
+    def _consuming(self, count: int) -> Iterator[Any]:
+        connection = self._connect()
+        channel = connection.channel()
+        # No more than is asked for: what is given back without a word counts as delivered.
+        channel.basic_qos(prefetch_count=100 if count > 100 else 1)
+        with self._lock:
+            self._consumers.append(connection)
+        yield channel
+
+    def _consume_by_callbacks(self, channel: Any, handler: Handler, count: int) -> None:
+        handled = itertools.count(1)
+        in_hand: list[Any] = []
+
+        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            in_hand[:] = [method, properties, body]
+            if next(handled) == count:
+                channel.stop_consuming()
+            run(handler, self._delivery(channel, in_hand))
+            self._ack(channel, method)
+
+        for callback in self._callbacks(on_message):
+            channel.basic_consume(self.queue, callback)
+        while channel.consumer_tags:
+            try:
+                channel.start_consuming()
+            except Exception as error:
+                self._refuse(channel, in_hand, error)
+
+    def _callbacks(self, on_message: Any) -> list[Any]:
+        """Consumers of one channel, each with a callback of its own."""
+        if self._is_explicit:
+            decorate = adapter.traced_consumer(queue=self.queue, settings=self._settings)
+            return [decorate(on_message) for _ in range(self._consumer_count)]
+        return [lambda *message: on_message(*message) for _ in range(self._consumer_count)]
+
+    @property
+    def _consumer_count(self) -> int:
+        return 3 if self.style == "several consumers" else 1
+
+    def _consume_in_loop(self, channel: Any, handler: Handler, count: int) -> None:
+        handled = itertools.count(1)
+        for message in self._loop(channel):
+            if message[0] is None:
+                continue
+            self._handle(channel, message, handler)
+            if next(handled) == count:
+                break
+        channel.cancel()
+
+    def _loop(self, channel: Any) -> Any:
+        loop = channel.consume(self.queue, inactivity_timeout=0.1)
+        if not self._is_explicit:
+            return loop
+        return adapter.traced_messages(loop, self._destination, settings=self._settings)
+
+    @property
+    def _destination(self) -> Destination:
+        address = urlsplit(self.url or "")
+        return Destination(
+            self.system,
+            self.queue,
+            server_address=address.hostname,
+            server_port=address.port,
+            attributes={adapter.ROUTING_KEY: self.queue},
+        )
+
+    def _pull(self, channel: Any) -> Any:
+        get = channel.basic_get
+        if self._is_explicit:
+            get = adapter.traced_get(get, settings=self._settings)
+        found: list[Any] = []
+
+        def pull() -> bool:
+            found[:] = get(self.queue)
+            return found[0] is not None
+
+        wait_until(pull, f"a message in {self.queue}")
+        return found
+
+    def _handle(self, channel: Any, message: Any, handler: Handler) -> None:
+        """One pulled message: a loop has its span already, but not the errors of its body."""
+        try:
+            if self.style == "consume()" and handler.action != "fail":
+                scope: AbstractContextManager[Any] = contextlib.nullcontext()
+            else:
+                scope = self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
+            with scope:
+                run(handler, self._delivery(channel, message))
+        except Exception as error:
+            self._refuse(channel, message, error)
+        else:
+            self._ack(channel, message[0])
+
+    def _delivery(self, channel: Any, message: Any) -> Delivery:
+        _, properties, body = message
+
+        def publish(body: str, headers: Mapping[str, object] | None = None) -> None:
+            properties = pika.BasicProperties(headers=dict(headers)) if headers is not None else None
+            self._traced(channel.basic_publish)("", self.other_queue, body.encode(), properties)
+
+        return Delivery(body.decode(), properties.headers, publish)
+
+    def _ack(self, channel: Any, method: Any) -> None:
+        settle = channel.basic_ack
+        if self._is_explicit:
+            settle = adapter.traced_settle(settle, settings=self._settings)
+        settle(method.delivery_tag)
+
+    def _refuse(self, channel: Any, message: Any, error: Exception) -> None:
+        """What a user does about an exception that came out of pika, or of the body of a loop."""
+        tell_library_error(error)
+        method, _, body = message
+        refusal = self._refusals[body.decode()]
+        if refusal == "left unacked":
+            return
+        channel.basic_nack(method.delivery_tag, requeue=refusal == "requeue" and not method.redelivered)
+
+    def leave(self, how: str, handler: Handler) -> None:
+        self._arrive()
+        with self._consuming(1) as channel:
+            if self.style == "basic_get":
+                with contextlib.suppress(_LeftError):
+                    self._leave_pulling(how, channel, handler)
+            elif how in ("break", "return", "exception"):
+                with contextlib.suppress(_LeftError):
+                    self._leave_loop(how, channel, handler)
+            else:
+                self._leave_kept_loop(how, channel, handler)
+
+    def _leave_pulling(self, how: str, channel: Any, handler: Handler) -> None:
+        while True:
+            message = self._pull(channel)
+            with self._explicitly(lambda: adapter.traced_message(message, settings=self._settings)):  # noqa: B023
+                run(handler, self._delivery(channel, message))
+                if how == "break":
+                    break
+                if how == "return":
+                    return
+                raise _LeftError
+
+    def _leave_loop(self, how: str, channel: Any, handler: Handler) -> None:
+        for message in self._loop(channel):
+            run(handler, self._delivery(channel, message))
+            if how == "break":
+                break
+            if how == "return":
+                return
+            raise _LeftError
+
+    def _leave_kept_loop(self, how: str, channel: Any, handler: Handler) -> None:
+        loop = self._loop(channel)
+
+        def begin() -> None:
+            for message in loop:
+                run(handler, self._delivery(channel, message))
+                break
+
+        if how == "closed elsewhere":
+            contextvars.copy_context().run(begin)
+            loop.close()
+            return
+        begin()
+        if how == "cancel":
+            channel.cancel()
+            if self._is_explicit:
+                loop.close()  # nobody tells the explicit API of a cancel
+        del loop, begin
+
+    @property
+    def _is_explicit(self) -> bool:
+        return self.api == "explicit" and self._settings is not None
+
+    def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """What the user of a pull call writes, also where the instrumentor is on."""
+        on = self._is_explicit or (self.api == "instrumentor" and adapter.PikaInstrumentor().is_active)
+        return scope() if on else contextlib.nullcontext()
+
+    # What a plain client sees
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        self._arrive()
+        with self._untraced(), self._plain_connection.channel() as channel:
+            messages = list(iter(lambda: channel.basic_get(queue or self.queue), (None, None, None)))
+            channel.basic_nack(0, multiple=True, requeue=True)
+        return [
+            WireMessage(body.decode(), *split_headers((properties.headers or {}).items()))
+            for _, properties, body in messages
+        ]
+
+    def counts(self) -> Counts:
+        """Unacked is what comes back once nobody holds it any more."""
+        self._arrive()
+        left, dead = self._count(self.queue), self._count(self.dead_queue)
+        self._close_consumers()
+        return Counts(left, self._count(self.queue) - left, dead)
+
+    def _count(self, queue: str) -> int:
+        """The messages that are ready. They come back, and go to the dead, a moment after they are given up."""
+        counts = [-1]
+        while len(counts) < 4 or len(set(counts[-3:])) > 1:
+            counts.append(self._plain.queue_declare(queue, passive=True).method.message_count)
+            time.sleep(0.02)
+        return counts[-1]
+
+    def _close_consumers(self) -> None:
+        with self._untraced():
+            while self._consumers:
+                _close(self._consumers.pop())
+
+    # The instrumentor
+
+    @classmethod
+    def instrumentor(cls) -> adapter.PikaInstrumentor:
+        return adapter.PikaInstrumentor()
+
+    @contextmanager
+    def subclassed(self) -> Iterator[None]:
+        plain, self._connection_class = self._connection_class, _subclass_of(self._connection_class)
+        try:
+            yield
+        finally:
+            self._connection_class = plain
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """A client without queueprop, in a process where the instrumentor is on."""
+        instrumentor = adapter.PikaInstrumentor()
+        installed, instrumentor._installed = instrumentor._installed, False
+        try:
+            yield
+        finally:
+            instrumentor._installed = installed
+
+    # What is expected
+
+    def send_attributes(self) -> dict[str, Any]:
+        return self._attributes("publish", "send")
+
+    def process_attributes(self) -> dict[str, Any]:
+        return {
+            **self._attributes("process", "process"),
+            "messaging.rabbitmq.message.delivery_tag": int,
+            "queueprop.message.delivery_attempt": 1,
+            "queueprop.message.queue_time": float,
+        }
+
+    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
+        address = urlsplit(self.url or "")
+        return {
+            "messaging.system": self.system,
+            "messaging.operation.name": name,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": self.queue,
+            "messaging.rabbitmq.destination.routing_key": self.queue,
+            "server.address": address.hostname,
+            "server.port": address.port,
+        }
+
+
+class PikaLoopDriver(PikaDriver):
+    """SelectConnection and AsyncioConnection, whose callbacks run in a loop that the user starts.
+
+    An exception of a callback makes pika abort the connection, so that the broker delivers the message again.
+    """
+
+    ways = ("basic_publish", "mandatory")
+    refusals = (Refusal("requeue", 2),)
+    styles = ("SelectConnection", "AsyncioConnection")
+
+    @classmethod
+    def at_once(cls, style: str) -> int:
+        return 100 if style == "AsyncioConnection" else 8
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self._loop_class: Any = None
+
+    def failing(self) -> Sequence[Failing]:
+        return super().failing()[-2:]
+
+    def consume_concurrently(self, handler: Handler, count: int) -> None:
+        if self.style == "SelectConnection":
+            super().consume_concurrently(handler, count)
+            return
+        self._arrive()
+        self._consume_in_tasks(handler, count)
+
+    def _consume_here(self, handler: Handler, count: int) -> None:
+        """Connects as often as a handler's exception ends the connection."""
+        handled = 0
+
+        while handled < count:
+            with self._looping(count) as loop:
+
+                def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                    nonlocal handled
+                    handled += 1
+                    run(handler, self._delivery(channel, (method, properties, body)))
+                    self._ack(channel, method)
+                    if handled == count:
+                        loop.stop()  # noqa: B023
+
+                for callback in self._callbacks(on_message):
+                    loop.channel.basic_consume(self.queue, callback)
+                loop.run()
+                if loop.error is not None:
+                    tell_library_error(loop.error)
+
+    def _consume_in_tasks(self, handler: Handler, count: int) -> None:
+        handled = itertools.count(1)
+        with self._looping(count) as loop:
+
+            async def handle(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                await run_async(handler, self._delivery(channel, (method, properties, body)))
+                self._ack(channel, method)
+                if next(handled) == count:
+                    loop.stop()
+
+            if self._is_explicit:
+                handle = adapter.traced_consumer(queue=self.queue, settings=self._settings)(handle)
+            tasks: list[asyncio.Task[None]] = []
+            loop.channel.basic_consume(
+                self.queue, lambda *message: tasks.append(loop.native.create_task(handle(*message)))
+            )
+            loop.run()
+
+    @contextmanager
+    def _looping(self, count: int) -> Iterator[Loop]:
+        loop = self._connect_loop()
+        loop.channel.basic_qos(prefetch_count=100 if count > 1 else 1)
+        with self._lock:
+            self._consumers.append(loop)
+        try:
+            yield loop
+        finally:
+            loop.flush(self.queue)
+
+    def _connection(self) -> Any:
+        thread = threading.get_ident()
+        with self._lock:
+            loop = self._publishers.get(thread)
+            if loop is None:
+                loop = self._publishers[thread] = self._connect_loop()
+        return loop
+
+    def _connect_loop(self) -> Loop:
+        return Loop(self.style, self._parameters, self._loop_class)
+
+    def _channel(self) -> Any:
+        return self._connection().channel
+
+    def _publish_on_closed_channel(self) -> None:
+        loop = self._connect_loop()
+        loop.close()
+        self._traced(loop.channel.basic_publish)("", self.queue, b"lost")
+
+    def _arrive(self) -> None:
+        self._declare()
+        for publisher in self._publishers.values():
+            publisher.flush(self.queue)
+        self._plain.queue_declare(self.queue, passive=True)
+
+    @contextmanager
+    def subclassed(self) -> Iterator[None]:
+        self._loop_class = _subclass_of(Loop.class_of(self.style))
+        try:
+            yield
+        finally:
+            self._loop_class = None
+
+
+class _LeftError(Exception):
+    """A loop's body raises it to leave."""
+
+
+def _subclass_of(connection_class: Any) -> Any:
+    """A connection with channel classes of the user's, as far as pika lets them have any."""
+    if issubclass(connection_class, pika.BlockingConnection):
+        below = _subclass_of(pika.SelectConnection)
+
+        derived_facade = _derived(BlockingChannel)
+
+        class DerivedBlocking(connection_class):  # type: ignore[misc]
+            def __init__(self, parameters: Any) -> None:
+                super().__init__(parameters, _impl_class=below)
+
+            def channel(self, *args: Any) -> Any:
+                channel = super().channel(*args)
+                channel.__class__ = derived_facade
+                return channel
+
+        return DerivedBlocking
+
+    derived_channel = _derived(Channel)
+
+    class DerivedConnection(connection_class):  # type: ignore[misc]
+        def _create_channel(self, *args: Any) -> Any:
+            return derived_channel(self, *args)
+
+    return DerivedConnection
+
+
+def _derived(channel_class: Any) -> Any:
+    class DerivedChannel(channel_class):  # type: ignore[misc]
+        def basic_publish(self, *args: Any, **kwargs: Any) -> Any:
+            return super().basic_publish(*args, **kwargs)
+
+        def basic_consume(self, *args: Any, **kwargs: Any) -> Any:
+            return super().basic_consume(*args, **kwargs)
+
+    return DerivedChannel
+
+
+def _close(connection: Any) -> None:
+    with contextlib.suppress(AMQPError, AssertionError):
+        connection.close()
