@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pika
@@ -49,11 +49,15 @@ class PikaDriver(Driver):
     system = "rabbitmq"
     broker = "rabbitmq"
     packages = frozenset({"pika"})
-    ways = ("basic_publish", "with confirms", "mandatory")
-    refusals = (Refusal("dead-letter"), Refusal("requeue", 2), Refusal("left unacked"))
+    ways: ClassVar[Sequence[str]] = ("basic_publish", "with confirms", "mandatory")
+    refusals: ClassVar[Sequence[Refusal]] = (
+        Refusal("dead-letter"),
+        Refusal("requeue", 2),
+        Refusal("left unacked"),
+    )
     tells_attempt = True
     send_time_resolution = 1.0  # AMQP's timestamps are whole seconds
-    styles: Sequence[str] = ("callback", "consume()", "basic_get", "several consumers")
+    styles: ClassVar[Sequence[str]] = ("callback", "consume()", "basic_get", "several consumers")
 
     @classmethod
     def columns(cls) -> Sequence[Column]:
@@ -477,22 +481,21 @@ class PikaDriver(Driver):
 
     def _leave_kept_loop(self, how: str, channel: Any, handler: Handler) -> None:
         loop = self._loop(channel)
-
-        def begin() -> None:
-            for message in loop:
-                run(handler, self._delivery(channel, message))
-                break
-
         if how == "closed elsewhere":
-            contextvars.copy_context().run(begin)
+            contextvars.copy_context().run(self._begin, loop, channel, handler)
             loop.close()
             return
-        begin()
+        self._begin(loop, channel, handler)
         if how == "cancel":
             channel.cancel()
             if self._is_explicit:
                 loop.close()  # nobody tells the explicit API of a cancel
-        del loop, begin
+        del loop
+
+    def _begin(self, loop: Any, channel: Any, handler: Handler) -> None:
+        for message in loop:
+            run(handler, self._delivery(channel, message))
+            break
 
     @property
     def _is_explicit(self) -> bool:
@@ -626,7 +629,7 @@ class PikaLoopDriver(PikaDriver):
                     run(handler, self._delivery(channel, (method, properties, body)))
                     self._ack(channel, method)
                     if handled == count:
-                        loop.stop()  # noqa: B023
+                        loop.stop()
 
                 for callback in self._callbacks(on_message):
                     loop.channel.basic_consume(self.queue, callback)

@@ -56,8 +56,10 @@ class Loop:
         self.native.stop()
 
     def flush(self, queue: str) -> None:
-        """Returns when the broker has all that was sent."""
+        """Ends the consumers, and returns when the broker has all that was sent."""
         if self.connection.is_open:
+            for tag in self.channel.consumer_tags:
+                self.channel.basic_cancel(tag)
             self.channel.queue_declare(queue, passive=True, callback=self.stop)
             self.run()
 
