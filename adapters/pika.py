@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
+from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span
 from opentelemetry.util.types import AttributeValue
 
@@ -34,6 +35,7 @@ from queueprop.handlers import run_inside
 from queueprop.iteration import Messages, iterate_inside
 from queueprop.message import Destination, Message
 from queueprop.operations import Process
+from queueprop.scope import current_scope
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
@@ -378,7 +380,7 @@ class _Hooks:
         try:
             tag = _given(0, "delivery_tag", args, kwargs) or 0
             multiple = operation != "reject" and bool(_given(1, "multiple", args, kwargs))
-            settled = _unsettled.take(channel, tag, multiple)
+            settled = _unsettled.take(channel, tag, multiple) or _in_hand(tag)
         except Exception as error:
             guard.fault("preparing a settlement with pika", error)
             settled = []
@@ -387,6 +389,15 @@ class _Hooks:
         messages = [message for _, message in settled]
         with self.engine.settle(settled[-1][0], messages, operation=operation):
             return wrapped(*args, **kwargs)
+
+
+def _in_hand(tag: int) -> list[tuple[Destination, Message]]:
+    """The message that is being processed here, if it is this one: a loop of the explicit API knows no channel."""
+    scope = current_scope(get_current())
+    if not isinstance(scope, Process) or scope.owner != _OWNER or scope.closed:
+        return []
+    message = scope.message
+    return [(scope.operation.destination, message)] if message.native.method.delivery_tag == tag else []
 
 
 _OWNER = "pika"
