@@ -1,12 +1,14 @@
 # The two commands of the README are `make demo` and `make test`. Both need Python 3.10 or newer and a package index.
 
 dev = scripts/environment dev
+BROKER ?= rq
 stages = $(dev) .venv/bin/python scripts/stages.py
 
 .PHONY: help demo test test-containers bench lint types unit coverage integration format build clean
 
 help:
 	@echo "make demo             two services, a queue between them, and their traces in the terminal"
+	@echo "                      BROKER=rabbitmq: with that between them, and not rq"
 	@echo "make test             lint, types, unit tests on every Python here, and the contract suite on real brokers"
 	@echo "make test-containers  the contract suite on containers alone"
 	@echo "make bench            what a message costs"
@@ -14,7 +16,7 @@ help:
 	@echo "make format | build | clean"
 
 demo:
-	@scripts/environment demo .venv/bin/queueprop demo
+	@scripts/environment demo .venv/bin/queueprop demo --broker $(BROKER)
 
 test:
 	@$(stages)
