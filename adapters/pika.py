@@ -430,7 +430,7 @@ class _Consumed(Messages[Any], Generator[Any, Any, None]):
         return self._step(self._source.throw, *error)  # type: ignore[attr-defined]
 
     def _step(self, step: Callable[..., Any], *given: Any) -> Any:
-        self.leave()
+        self._move_on()
         message = step(*given)
         self._enter(message)
         return message

@@ -563,6 +563,30 @@ class TestOwner:
             assert get_current_span() is span
         assert telemetry.only().name == "process orders"
 
+    def test_the_inner_one_tells_the_outer_what_was_raised(self, telemetry: Telemetry) -> None:
+        """A loop is not told what its body raised: traced_message inside it, which has no span of its own, is."""
+        engine = telemetry.engine()
+        job = object()
+        loop = engine.process(ORDERS, Message({}, native=job), owner="rq")
+        loop.open()
+        with pytest.raises(LookupError), engine.process(ORDERS, Message({}, native=job), owner="rq"):
+            raise LookupError("no stock")
+        loop.close()
+        span = telemetry.only()
+        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "no stock")
+        assert [event.name for event in span.events] == ["exception"]
+
+    def test_what_the_outer_one_raises_itself_comes_first(self, telemetry: Telemetry) -> None:
+        """A handler that turns one exception into another failed with the other."""
+        engine = telemetry.engine()
+        job = object()
+        outer = engine.process(ORDERS, Message({}, native=job), owner="rq")
+        outer.open()
+        with pytest.raises(LookupError), engine.process(ORDERS, Message({}, native=job), owner="rq"):
+            raise LookupError("no stock")
+        outer.close(ValueError("no order"))
+        assert telemetry.only().status.description == "no order"
+
     def test_also_behind_a_carried_context(self, telemetry: Telemetry) -> None:
         """The same delivery in an executor, by carry_context, is still the same."""
         engine = telemetry.engine()
