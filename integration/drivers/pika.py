@@ -239,6 +239,15 @@ class PikaDriver(Driver):
             self._plain.basic_publish("", self.queue, body.encode(), properties)
 
     @classmethod
+    def junk_carriers(cls) -> Sequence[object]:
+        return (None,)  # AMQP has a table there, or nothing
+
+    def plant_junk(self, body: str, junk: object) -> None:
+        self._declare()
+        with self._untraced():
+            self._plain.basic_publish("", self.queue, body.encode(), pika.BasicProperties(headers=junk))
+
+    @classmethod
     def can_plant(cls, value: object) -> bool:
         # A table has no floats (of pika's), and no more than fits into a frame.
         return not isinstance(value, float) and not (isinstance(value, str) and len(value) > _FRAME_MAX)

@@ -67,7 +67,7 @@ def main() -> None:
     queue = os.environ.get("QUEUE", "emails")
     parameters = pika.URLParameters(os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F"))
     channel = pika.BlockingConnection(parameters).channel()
-    channel.queue_declare(queue)
+    channel.queue_declare(queue, durable=True)
     worker = Worker(channel, queue)
     log.info("waiting for messages")
     worker.run()

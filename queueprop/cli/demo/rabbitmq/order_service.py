@@ -48,9 +48,9 @@ def take_order(order: Order) -> dict[str, str]:
 def declare_queues() -> None:
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()
-        channel.queue_declare(emails)
+        channel.queue_declare(emails, durable=True)
         expired = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": emails}
-        channel.queue_declare(f"{emails}-later", arguments=expired)
+        channel.queue_declare(f"{emails}-later", durable=True, arguments=expired)
 
 
 def main() -> None:
