@@ -1,0 +1,690 @@
+"""kombu: messages in their publishers' traces, whatever the transport. kombu 5.3 and newer.
+
+The context travels in the message's headers, as text. The caller's headers are copied before anything is written.
+
+Where a delivery meets the user's code is ``Consumer._receive_callback``: it knows callbacks as well as an
+``on_message`` that was set later, and what could not be decoded. Code of kombu's or Celery's own that is registered
+there only buffers or dispatches (``SimpleQueue``, remote control, events, tasks): a CONSUMER span around it would be
+false, so there is none.
+
+``messaging.system`` is ``rabbitmq`` for the amqp transports, else the broker: ``redis``, ``memory``, ``filesystem``.
+kombu gives every broker the exchanges and queues of AMQP, so destinations are named as RabbitMQ's everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast, overload
+
+import wrapt
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, get_current_span
+from opentelemetry.util.types import AttributeValue
+
+from queueprop import guard, propagation
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.handlers import Scoped, run_inside
+from queueprop.iteration import Messages, iterate_inside
+from queueprop.message import Destination
+from queueprop.message import Message as _CoreMessage
+from queueprop.operations import Process, ProcessBatch, Send
+from queueprop.scope import Carried
+from queueprop.settings import Settings
+from queueprop.spans import Engine, engine_for
+
+try:
+    from kombu.entity import Exchange, Queue
+    from kombu.message import Message
+    from kombu.messaging import Consumer, Producer
+    from kombu.simple import SimpleBase
+except ModuleNotFoundError as error:
+    if error.name != "kombu":
+        raise
+    raise missing_extra(__name__, "kombu", "kombu") from None
+
+if TYPE_CHECKING:
+    _Proxy = wrapt.ObjectProxy[Any]
+else:
+    _Proxy = wrapt.ObjectProxy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
+DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
+
+
+class Publish(NamedTuple):
+    """What a ``publish_hook`` is given: a publish as its caller asked for it."""
+
+    exchange: str
+    routing_key: str
+    body: Any
+    headers: Mapping[str, Any]
+    options: Mapping[str, Any]
+    """The other arguments that were given by name: properties such as ``correlation_id``, ``retry``, ``declare``."""
+
+
+def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a call that publishes: ``publish = traced_publish(producer.publish)``.
+
+    The PRODUCER span ends when the call returns, after all of its retries. Inside ``producer.batch()`` (kombu 5.7)
+    it ends when the batch is flushed, and is an error where the batch is discarded. Headers are copied before the
+    context is written.
+
+    Args:
+        publish: ``publish`` of a Producer or ``put`` of a SimpleQueue or SimpleBuffer; also a ``functools.partial``
+            of one of them.
+        settings: instead of those of the environment.
+
+    Raises TypeError for anything else.
+    """
+    bound = publish if isinstance(publish, functools.partial) else functools.partial(publish)
+    method = bound.func
+    owner = getattr(method, "__self__", None)
+    producer = owner.producer if isinstance(owner, SimpleBase) else owner
+    if not isinstance(producer, Producer):
+        raise TypeError(f"traced_publish wraps Producer.publish or SimpleQueue.put, not {publish!r}")
+    hooks = _Hooks(engine_for(settings))
+    parameters = tuple(inspect.signature(method).parameters)
+
+    @functools.wraps(publish)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = hooks.publish_by(
+            method, producer, parameters, (*bound.args, *args), {**bound.keywords, **kwargs}
+        )
+        return result
+
+    return call
+
+
+@overload
+def traced_consumer(callback: F) -> F: ...
+@overload
+def traced_consumer(
+    *, queue: str | None = None, destination: Destination | None = None, settings: Settings | None = None
+) -> Callable[[F], F]: ...
+def traced_consumer(
+    callback: F | None = None,
+    *,
+    queue: str | None = None,
+    destination: Destination | None = None,
+    settings: Settings | None = None,
+) -> F | Callable[[F], F]:
+    """Decorates a consumer's callback ``(body, message)`` or its ``on_message(message)``, function or method::
+
+        @traced_consumer(queue="orders")
+        def on_order(body, message): ...
+
+        Consumer(channel, orders, callbacks=[on_order])
+
+    Of several decorated callbacks of one consumer the first makes the message's CONSUMER span, and the others run in
+    its context.
+
+    Args:
+        queue: the queue that it consumes from; kombu's messages do not tell it.
+        destination: instead of the one that exchange, routing key and queue make.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scoped | None:
+        message = _message_among((*args, *kwargs.values()))
+        if message is None:
+            return None
+        context = message.__dict__.get(_CONTEXT)
+        return hooks.process(message, queue, destination) if context is None else Carried(context)
+
+    def decorate(decorated: F) -> F:
+        return run_inside(decorated, begin)
+
+    return decorate if callback is None else decorate(callback)
+
+
+def traced_messages(
+    iterable: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> Messages[Any]:
+    """A pull loop whose body runs inside each message's CONSUMER span::
+
+        for body, message in traced_messages(itermessages(connection, channel, queue, limit=None)): ...
+
+    The span ends when the next message is asked for, and when the loop is left, unless the iterator is kept: then it
+    ends when that is closed or dropped.
+
+    Args:
+        iterable: gives messages or ``(body, message)``; ``None`` is an idle tick.
+        destination: kombu's messages do not tell their queue; without it, exchange and routing key name the span.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+
+    def begin(item: Any) -> Process | None:
+        message = _message_among(item if isinstance(item, tuple) else (item,))
+        return None if message is None else hooks.process(message, None, destination)
+
+    return iterate_inside(iterable, begin)
+
+
+def traced_message(
+    message: Message, destination: Destination | None = None, *, settings: Settings | None = None
+) -> Process:
+    """The CONSUMER span of one pulled message, as a context manager::
+
+        message = queue.get()
+        with traced_message(message): ...
+
+    Args as for ``traced_messages``.
+    """
+    return _Hooks(engine_for(settings)).process(message, None, destination)
+
+
+def traced_batch(
+    messages: Sequence[Message], destination: Destination | None = None, *, settings: Settings | None = None
+) -> ProcessBatch:
+    """One CONSUMER span for a batch, with a link for each message, as a context manager.
+
+    Args as for ``traced_messages``; without ``destination`` it is the first message's.
+    """
+    return _Hooks(engine_for(settings)).process_batch(messages, destination)
+
+
+class KombuInstrumentor(Adapter):
+    """Traces every producer of kombu, and every consumer that begins to consume from now on.
+
+    Celery's own traffic is left alone: its events and remote control, and its consumers. A task message has a
+    PRODUCER span unless Celery's own instrumentation made one.
+    """
+
+    library = "kombu"
+    requires = ("kombu >= 5.3",)
+    rivals = Rivals("kombu")
+
+    def patches(self) -> Iterable[Patch]:
+        hooks = _Hooks(self.engine, lambda: self.is_active)
+        yield Patch(Producer, "publish", hooks.publish)
+        yield Patch(Queue, "consume", hooks.consume)
+        yield Patch(Queue, "get", hooks.get)
+        yield Patch(SimpleBase, "get", hooks.simple_get)
+        for operation in ("ack", "reject", "requeue"):
+            yield Patch(Message, operation, functools.partial(hooks.settle, operation))
+
+
+Wrapped = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+
+_OWNER = "kombu"
+_PUBLISH = tuple(inspect.signature(Producer.publish).parameters)[1:]
+
+
+class _Hooks:
+    """What is done around kombu's own methods, each as ``hook(bound method, its object, args, kwargs)``."""
+
+    def __init__(self, engine: Engine, is_active: Callable[[], bool] = lambda: True) -> None:
+        self.engine = engine
+        self.is_active = is_active
+
+    # The producer's side
+
+    def publish(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``Producer.publish``, through which everything goes that kombu sends."""
+        if _is_housekeeping(sys._getframe(1)):
+            return wrapped(*args, **kwargs)
+        return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+
+    def publish_by(
+        self, wrapped: Wrapped, producer: Any, parameters: Sequence[str], args: Arguments, kwargs: Options
+    ) -> Any:
+        """``parameters`` are the names of those that ``wrapped`` takes, in order."""
+        given = {**kwargs, **dict(zip(parameters, args, strict=False))}
+        try:
+            send = self._send(producer, given)
+        except Exception as error:
+            guard.fault("preparing a publish with kombu", error)
+            send = None
+        if send is None:
+            return wrapped(*args, **kwargs)
+        send.open()
+        try:
+            args, kwargs = _with_headers(send, given, parameters, args, kwargs)
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            send.close(error)
+            raise
+        if not _defer(producer, send):
+            send.close()
+        return result
+
+    def _send(self, producer: Any, given: Mapping[str, Any]) -> Send | None:
+        headers = given.get("headers")
+        if headers is not None and not isinstance(headers, Mapping):
+            return None  # not what kombu takes; it says so
+        if self.engine.is_sending(_OWNER) or (headers and _is_published_already(headers)):
+            return None
+        exchange, routing_key = given.get("exchange") or producer.exchange, given.get("routing_key")
+        name = exchange.name if isinstance(exchange, Exchange) else exchange
+        if _is_control(name):
+            return None
+        key = producer.routing_key if routing_key is None else routing_key
+        body = given.get("body", given.get("message"))
+        options = {name: value for name, value in given.items() if name not in _NO_OPTIONS}
+        message = _CoreMessage(
+            headers=dict(headers or {}),
+            id=_text(given.get("message_id")),
+            conversation_id=_text(given.get("correlation_id")),
+            body=body if isinstance(body, (bytes, str)) else None,
+            native=Publish(name or "", key or "", body, headers or {}, options),
+        )
+        destination = _published_to(name or "", key or "", *_broker(_client_of(producer)))
+        return self.engine.send(destination, message, owner=_OWNER)
+
+    # The consumer's side
+
+    def consume(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``Queue.consume``: the callback that a Consumer registers, where the queue is still known."""
+        callback = args[1] if len(args) > 1 else kwargs.get("callback")
+        if not isinstance(callback, types.MethodType) or not isinstance(callback.__self__, Consumer):
+            return wrapped(*args, **kwargs)
+        ours = functools.partial(self._deliver, callback, queue.name)
+        if len(args) > 1:
+            return wrapped(args[0], ours, *args[2:], **kwargs)
+        return wrapped(*args, **{**kwargs, "callback": ours})
+
+    def _deliver(self, callback: types.MethodType, queue: str, raw: Any) -> Any:
+        consumer = callback.__self__
+        if not self.is_active() or not _has_handler_of_the_user(consumer) or _is_control(_exchange_of(raw)):
+            return callback(raw)
+        return callback.__func__(_Receiving(consumer, self, queue), raw)
+
+    def get(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``Queue.get``: a pull call, which opens no scope for what follows."""
+        if _is_housekeeping(sys._getframe(1)):
+            return wrapped(*args, **kwargs)
+        return self._pull(wrapped, queue, args, kwargs)
+
+    def simple_get(self, wrapped: Wrapped, simple: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``SimpleQueue.get``, which waits; without waiting it is ``Queue.get``."""
+        block = args[0] if args else kwargs.get("block", True)
+        return self._pull(wrapped, simple.queue, args, kwargs) if block else wrapped(*args, **kwargs)
+
+    def _pull(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
+        started_at = time.time_ns()
+        try:
+            message = wrapped(*args, **kwargs)
+        except BaseException as error:
+            self._received(queue, None, started_at, error)
+            raise
+        self._received(queue, message, started_at, None)
+        return message
+
+    def _received(self, queue: Any, message: Any, started_at: int, error: BaseException | None) -> None:
+        try:
+            if isinstance(message, Message):
+                destination = _delivered_from(message, queue.name, message.channel)
+                message.__dict__[_DESTINATION] = destination
+            else:
+                destination = _consumed_from("", "", queue.name, *_broker(_client_at(queue.channel)))
+            if not self.engine.settings.receive_spans:
+                return
+            receive = self.engine.receive(destination, started_at=started_at)
+            if isinstance(message, Message):
+                receive.add(_delivery(message))
+            receive.open()
+            receive.close(error)
+        except Exception as fault:
+            guard.fault("tracing a get of kombu", fault)
+
+    def process(self, message: Message, queue: str | None, destination: Destination | None) -> Process:
+        """The handling of one message. Its destination stays with it, for its settlement."""
+        if destination is None:
+            destination = message.__dict__.get(_DESTINATION) or _delivered_from(
+                message, queue, message.channel
+            )
+        message.__dict__[_DESTINATION] = destination
+        return self.engine.process(destination, _delivery(message), owner=_OWNER)
+
+    def process_batch(self, messages: Sequence[Message], destination: Destination | None) -> ProcessBatch:
+        if destination is None and messages:
+            first = messages[0]
+            destination = first.__dict__.get(_DESTINATION) or _delivered_from(first, None, first.channel)
+        return self.engine.process(
+            destination or _consumed_from("", "", "", *_broker(None)),
+            [_delivery(message) for message in messages],
+        )
+
+    def settle(self, operation: str, wrapped: Wrapped, message: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``Message.ack``, ``reject`` and ``requeue``, of messages that were handed to the user."""
+        destination = message.__dict__.get(_DESTINATION) if self.engine.settings.settle_spans else None
+        if destination is None or _is_settled_by_the_broker(message):
+            return wrapped(*args, **kwargs)
+        with self.engine.settle(destination, _delivery(message), operation=operation):
+            return wrapped(*args, **kwargs)
+
+
+class _Receiving(_Proxy):
+    """A consumer as its ``_receive_callback`` sees it for one delivery: what it calls runs in the message's span.
+
+    The consumer itself stays as it is: it is the user's, and several threads may look at it.
+    """
+
+    def __init__(self, consumer: Any, hooks: _Hooks, queue: str) -> None:
+        super().__init__(consumer)
+        self._self_hooks = hooks
+        self._self_queue = queue
+        self._self_is_undecodable = False
+
+    @property
+    def on_message(self) -> Any:
+        handler = self.__wrapped__.on_message
+        return handler and (lambda message: self._self_handle(message, handler, message))
+
+    def receive(self, body: Any, message: Any) -> Any:
+        return self._self_handle(message, self.__wrapped__.receive, body, message)
+
+    @property
+    def on_decode_error(self) -> Any:
+        handler = self.__wrapped__.on_decode_error
+        return handler if self._self_is_undecodable else functools.partial(self._self_refuse, handler)
+
+    def _self_handle(self, message: Any, handler: Callable[..., Any], *args: Any) -> Any:
+        process = self._self_process(message)
+        if process is None:
+            return handler(*args)
+        with process:
+            return handler(*args)
+
+    def _self_refuse(self, handler: Any, message: Any, error: Exception) -> None:
+        """What could not be decoded is an error of its span, also where a callback of the user's deals with it."""
+        self._self_is_undecodable = True
+        process = self._self_process(message)
+        if process is not None:
+            process.open()
+        try:
+            if handler is None:
+                raise error
+            handler(message, error)
+        except BaseException as raised:
+            if process is not None:
+                process.close(raised)
+            raise
+        if process is not None:
+            process.close(error)
+
+    def _self_process(self, message: Any) -> Process | None:
+        try:
+            return self._self_hooks.process(message, self._self_queue, None)
+        except Exception as error:
+            guard.fault("reading a message before its handler", error)
+            return None
+
+
+# Publishes that a batch holds back
+
+
+def _defer(producer: Any, send: Send) -> bool:
+    """Whether the message waits in a batch (``Producer.batch()``, kombu 5.7), which will end its span."""
+    batch = getattr(getattr(producer, "_batch_local", None), "current", None)
+    session = getattr(batch, "session", None)
+    if session is None or not getattr(session, "_buffered", 0):
+        return False  # no batch, a transport that publishes at once, or flushed because the batch was full
+    try:
+        send.detach()
+        waiting = getattr(session, "_queueprop", None)
+        if waiting is None:
+            waiting = session._queueprop = _Waiting(session)
+        waiting.sends.append(send)
+    except Exception as error:
+        guard.fault("waiting for a batch of kombu", error)
+        return False
+    return True
+
+
+class _Waiting:
+    """The publishes of one batch that have not gone out yet. They end as the batch does."""
+
+    def __init__(self, session: Any) -> None:
+        self.sends: list[Send] = []
+        session.flush = functools.partial(self._flush, session.flush)
+        session.discard = functools.partial(self._discard, session.discard)
+        session.close = functools.partial(self._discard, session.close)
+
+    def _flush(self, flush: Callable[[], Any]) -> Any:
+        sends, self.sends = self.sends, []
+        try:
+            result = flush()
+        except BaseException as error:
+            for send in sends:
+                send.close(error)
+            raise
+        for send in sends:
+            send.close()
+        return result
+
+    def _discard(self, end: Callable[[], Any]) -> Any:
+        sends, self.sends = self.sends, []
+        reason = sys.exc_info()[1]
+        for send in sends:
+            send.fail("discarded", "the batch was discarded before it was sent")
+            send.close(reason)
+        return end()
+
+
+# Who publishes, and who handles
+
+
+def _is_housekeeping(frame: types.FrameType | None) -> bool:
+    """Whether the code that called is Celery's or kombu's own, and does not act for the user.
+
+    Heartbeats, remote control, results and mingling; what Celery publishes for its user are tasks.
+    """
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("wrapt."):
+        frame = frame.f_back  # wrapt without its C extension
+    name: str = frame.f_globals.get("__name__", "") if frame is not None else ""
+    return name == "kombu.pidbox" or (name.startswith("celery.") and name != "celery.app.amqp")
+
+
+def _is_control(exchange: Any) -> bool:
+    """Whether messages of this exchange are Celery's events or kombu's remote control."""
+    return isinstance(exchange, str) and (exchange == "celeryev" or exchange.endswith(".pidbox"))
+
+
+def _is_published_already(headers: Mapping[Any, Any]) -> bool:
+    """Whether a PRODUCER span is current that has put its context there: Celery's instrumentation, ``send_span``."""
+    span = get_current_span()
+    if getattr(span, "kind", None) is not SpanKind.PRODUCER:
+        return False
+    carried, current = propagation.read(headers).span_context, span.get_span_context()
+    return carried.span_id == current.span_id and carried.trace_id == current.trace_id
+
+
+def _has_handler_of_the_user(consumer: Any) -> bool:
+    if consumer.on_message:
+        handlers: Sequence[Any] = (consumer.on_message,)
+    elif getattr(consumer.receive, "__func__", None) is not Consumer.receive:
+        handlers = (consumer.receive,)
+    else:
+        handlers = consumer.callbacks
+    return not handlers or not all(map(_is_of_a_library, handlers))
+
+
+def _is_of_a_library(handler: Any) -> bool:
+    """Whether this callback is kombu's or Celery's own, which buffers or dispatches."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return str(getattr(handler, "__module__", "")).partition(".")[0] in ("celery", "kombu")
+
+
+def _message_among(candidates: Iterable[Any]) -> Message | None:
+    return next((one for one in candidates if isinstance(one, Message)), None)
+
+
+# kombu's messages
+
+
+_CONTEXT = "_queueprop_context"
+_DESTINATION = "_queueprop_destination"
+# Both are kept on the message itself, which goes wherever the user takes it: to a settlement in another thread.
+
+_NO_OPTIONS = frozenset(("body", "message", "headers", "exchange", "routing_key"))
+
+
+class _Delivery(_CoreMessage):
+    """A message that finds its process span's context again, however often it is made of the same kombu message.
+
+    kombu's message does not know this one: together they would wait for the garbage collector.
+    """
+
+    __slots__ = ()
+
+    @property
+    def process_context(self) -> Context | None:
+        context: Context | None = self.native.__dict__.get(_CONTEXT)
+        return context
+
+    @process_context.setter
+    def process_context(self, context: Context | None) -> None:
+        if context is not None:
+            self.native.__dict__[_CONTEXT] = context
+
+
+def _delivery(message: Message) -> _Delivery:
+    properties = message.properties
+    body = message.body
+    return _Delivery(
+        headers=message.headers,
+        id=_text(properties.get("message_id")),
+        conversation_id=_text(properties.get("correlation_id")),
+        body=body if isinstance(body, (bytes, str)) else None,
+        sent_at=properties.get("timestamp"),
+        attempt=_attempt(message),
+        native=message,
+        describe=_describe,
+    )
+
+
+def _describe(message: Message) -> Mapping[str, AttributeValue]:
+    tag = message.delivery_tag  # of AMQP; other transports make one up
+    return {DELIVERY_TAG: tag} if isinstance(tag, int) else {}
+
+
+def _attempt(message: Message) -> int | None:
+    """Quorum queues count deliveries; other queues of RabbitMQ only tell the first one from the rest."""
+    earlier = message.headers.get("x-delivery-count")
+    if isinstance(earlier, int):
+        return earlier + 1
+    return 1 if message.delivery_info.get("redelivered") is False else None
+
+
+def _exchange_of(raw: Any) -> Any:
+    return (getattr(raw, "delivery_info", None) or {}).get("exchange")
+
+
+def _is_settled_by_the_broker(message: Message) -> bool:
+    """Whether its consumer asked for no acks: kombu then does nothing."""
+    tags: Any = getattr(message.channel, "no_ack_consumers", None)
+    return bool(tags) and message.delivery_info.get("consumer_tag") in tags
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _with_headers(
+    send: Send, given: Mapping[str, Any], parameters: Sequence[str], args: Arguments, kwargs: Options
+) -> tuple[Arguments, Options]:
+    """The arguments with the headers that carry the context; as they are where there is none."""
+    headers = cast("dict[str, Any]", send.messages[0].headers)
+    if headers == (given.get("headers") or {}):
+        return args, kwargs
+    place = parameters.index("headers")
+    if place < len(args):
+        return (*args[:place], headers, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "headers": headers}
+
+
+# Destinations
+
+
+def _client_of(producer: Any) -> Any:
+    """The Connection, without asking for a channel that is not open yet."""
+    return producer.__connection__ or _client_at(producer._channel)
+
+
+def _client_at(channel: Any) -> Any:
+    return getattr(getattr(channel, "connection", None), "client", None)
+
+
+def _broker(client: Any) -> tuple[str, str | None, int | None]:
+    """``messaging.system``, host and port."""
+    if client is None:
+        return "kombu", None, None
+    transport = client.transport
+    kind: str = transport.driver_type
+    if not transport.default_port:
+        return _SYSTEMS.get(kind, kind), None, None  # no server, or one that is not found by host and port
+    host: str = client.hostname or "localhost"
+    if host.startswith("socket://"):
+        return kind, host.removeprefix("socket://"), None
+    return _SYSTEMS.get(kind, kind), host, int(client.port or transport.default_port)
+
+
+# Where the conventions have a name of their own for a transport's broker.
+_SYSTEMS = {
+    "amqp": "rabbitmq",
+    "azureservicebus": "servicebus",
+    "gcpubsub": "gcp_pubsub",
+    "sqs": "aws_sqs",
+}
+
+
+@functools.lru_cache(maxsize=1024)
+def _published_to(
+    exchange: str, routing_key: str, system: str, host: str | None, port: int | None
+) -> Destination:
+    return _destination((exchange, routing_key), routing_key, routing_key, system, host, port)
+
+
+def _delivered_from(message: Message, queue: str | None, channel: Any) -> Destination:
+    info = message.delivery_info
+    return _consumed_from(
+        str(info.get("exchange") or ""),
+        str(info.get("routing_key") or ""),
+        queue or "",
+        *_broker(_client_at(channel)),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _consumed_from(
+    exchange: str, routing_key: str, queue: str, system: str, host: str | None, port: int | None
+) -> Destination:
+    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
+    return _destination(parts, routing_key, queue, system, host, port)
+
+
+def _destination(
+    parts: tuple[str, ...], routing_key: str, queue: str, system: str, host: str | None, port: int | None
+) -> Destination:
+    """The name by the conventions for RabbitMQ: what is there of its parts, with colons."""
+    is_anonymous = queue.startswith(_SERVER_NAMED)
+    named = [part for part in parts if part and not part.startswith(_SERVER_NAMED)]
+    return Destination(
+        system=system,
+        name=":".join(part for part in parts if part) or "amq.default",
+        # A name that the server made up is of high cardinality; the rest of it is not.
+        template=":".join(named) or None if is_anonymous else None,
+        temporary=is_anonymous,
+        anonymous=is_anonymous,
+        server_address=host,
+        server_port=port,
+        attributes={ROUTING_KEY: routing_key} if routing_key and system == "rabbitmq" else {},
+    )
+
+
+_SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")

@@ -1,0 +1,724 @@
+"""kombu on live brokers: every way to consume, over amqp, redis, memory and filesystem, through both APIs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import kombu
+import redis
+from kombu.mixins import ConsumerMixin
+from kombu.simple import SimpleBuffer, SimpleQueue
+from kombu.transport import memory as memory_transport
+from kombu.utils.limits import TokenBucket
+
+from integration.contract.actions import Delivery, Handler, HandlerError, run
+from integration.contract.driver import (
+    Api,
+    Column,
+    Counts,
+    Driver,
+    Failing,
+    Need,
+    Refusal,
+    WireMessage,
+    split_headers,
+)
+from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
+from queueprop import Settings
+from queueprop.adapters import kombu as adapter
+
+_PUSHED = ("callbacks", "on_message", "ConsumerMixin")
+_PULLED = ("Queue.get", "SimpleQueue", "SimpleBuffer")
+_BY_HAND = " by hand"
+"""A pull style in the explicit API: no patched call makes its receive span."""
+
+
+class KombuDriver(Driver):
+    """A style is a way to consume; that of a transport other than amqp begins with its name.
+
+    Its user settles as kombu lets them: in the callback where all went well, and where the exception came out if not.
+    """
+
+    library = "kombu"
+    packages = frozenset({"kombu"})
+    ways = ("publish", "maybe_declare", "retry", "SimpleQueue.put")
+    refusals = (Refusal("drop"), Refusal("reject"), Refusal("requeue", 2))
+    send_time_resolution = 1.0  # AMQP's timestamp is in whole seconds
+
+    transport: ClassVar[str]
+    styles: ClassVar[Sequence[str]] = (*_PUSHED, *_PULLED[:-1])
+    queue_arguments: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def columns(cls) -> Sequence[Column]:
+        columns = []
+        for style in cls.styles:
+            for api in ("explicit", "instrumentor"):
+                by_hand = _BY_HAND if style in _PULLED and api == "explicit" else ""
+                columns.append(Column(cls.library, cls._prefix() + style + by_hand, api))  # type: ignore[arg-type]
+        return columns
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        lacks: dict[Need, str] = {
+            "batch": "kombu publishes one message a call",
+            "delay": "kombu has no delays",
+            "retry": "kombu has no retries of its own",
+            "worker processes": "kombu has no worker processes",
+        }
+        if column.api == "explicit":
+            lacks["instrumentor"] = "explicit API: nothing is patched"
+            lacks["settle"] = "explicit API: nothing wraps Message.ack"
+        if cls._kind(column.style) not in _PULLED:
+            lacks["batch receive"] = "a callback is given one message"
+            lacks["exits"] = "a callback: there is no loop of the user's to leave"
+        return lacks
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        return cls._kind(style) in _PULLED and not style.endswith(_BY_HAND)
+
+    @classmethod
+    def exits(cls, style: str) -> Sequence[str]:
+        return ("break", "return", "exception") if cls._kind(style) in _PULLED else ()
+
+    @classmethod
+    def many(cls, column: Column) -> int:
+        return 10_000 if cls._kind(column.style) == "callbacks" else 1_000
+
+    @classmethod
+    def remarks(cls, column: Column) -> Mapping[int, str]:
+        return {15: f"{cls.many(column):,} messages on one thread"}
+
+    @classmethod
+    def _prefix(cls) -> str:
+        return "" if cls.transport == "amqp" else f"{cls.transport} "
+
+    @classmethod
+    def _kind(cls, style: str) -> str:
+        return style.removeprefix(cls._prefix()).removesuffix(_BY_HAND)
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self._consumes = self._kind(style)
+        self._settings: Settings | None = None
+        self._producer_class: type[kombu.Producer] = kombu.Producer
+        self._consumer_class: type[kombu.Consumer] = kombu.Consumer
+        self._queue_class: type[kombu.Queue] = kombu.Queue
+        self._simple_class: type[SimpleQueue] = SimpleQueue
+
+    def open(self) -> None:
+        self.reconnect()
+
+    def close(self) -> None:
+        with self._connection.channel() as channel:
+            for name in (self.queue, self.other_queue):
+                queue = self._entity(name)(channel)
+                queue.delete()
+                queue.exchange.delete()
+        self._connection.close()
+
+    def reconnect(self) -> None:
+        self._connection = self._connect()
+        with self._connection.channel() as channel:
+            for name in (self.queue, self.other_queue):
+                self._entity(name)(channel).declare()
+
+    def _connect(self) -> kombu.Connection:
+        return kombu.Connection(self.url, transport_options=self._transport_options())
+
+    def _transport_options(self) -> dict[str, Any]:
+        return {}
+
+    def _entity(self, name: str) -> kombu.Queue:
+        exchange = kombu.Exchange(name, "direct")
+        return self._queue_class(name, exchange, name, queue_arguments=dict(self.queue_arguments))
+
+    @contextmanager
+    def tracing(self, settings: Settings) -> Iterator[None]:
+        self._settings = settings
+        instrumentor = adapter.KombuInstrumentor()
+        if self.api == "instrumentor":
+            instrumentor.instrument(settings=settings)
+        try:
+            yield
+        finally:
+            self._settings = None
+            if instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.uninstrument()
+
+    @property
+    def _is_explicit(self) -> bool:
+        return self._settings is not None and self.api == "explicit"
+
+    # Publishing
+
+    def publish(
+        self,
+        body: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        way: str | None = None,
+        delay: float | None = None,
+        refusal: str | None = None,
+        retries: int = 0,
+    ) -> None:
+        options = {
+            "headers": dict(headers) if headers else None,
+            "type": refusal,
+            "timestamp": int(time.time()),
+        }
+        self._publish(self._connection, self.queue, body, way=way, **options)
+
+    def _publish(
+        self, connection: kombu.Connection, name: str, body: str, *, way: str | None = None, **options: Any
+    ) -> None:
+        with connection.channel() as channel:
+            if way == "SimpleQueue.put":
+                simple = self._simple_class(channel, self._entity(name))
+                self._traced(simple.put)(body, **options)
+                return
+            producer = self._producer_class(channel)
+            options |= {"exchange": name, "routing_key": name}
+            if way == "maybe_declare":
+                options["declare"] = [self._entity(name)]
+            elif way == "retry":
+                producer = self._producer_class(connection)
+                options |= {"retry": True, "retry_policy": {"max_retries": 2}}
+            self._traced(producer.publish)(body, **options)
+
+    def publish_with(self, body: str, container: object) -> None:
+        self._publish(self._connection, self.queue, body, headers=container)
+
+    @classmethod
+    def containers(cls) -> Mapping[str, Callable[[], object]]:
+        return {
+            "a dict": lambda: {"tenant": "a", "number": 1, "list": ["a", 1], "nested": {"traceparent": "x"}},
+            "an empty dict": dict,
+            "None": lambda: None,
+            "forwarded headers": lambda: {"tenant": "a", "Traceparent": "stale", "tracestate": "a=1"},
+        }
+
+    def failing(self) -> Sequence[Failing]:
+        return [Failing("no JSON", lambda: self._fail(self._connection, object(), serializer="json"))]
+
+    def _fail(self, channel: Any, body: Any, **options: Any) -> None:
+        options = {"exchange": self.queue, "routing_key": self.queue, **options}
+        self._traced(self._producer_class(channel).publish)(body, **options)
+
+    def _traced(self, publish: Callable[..., Any]) -> Callable[..., Any]:
+        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+
+    def plant(
+        self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
+    ) -> None:
+        with self._connection.channel() as channel:
+            message = channel.prepare_message(
+                body.encode(),
+                content_type="text/plain",
+                content_encoding="utf-8",
+                headers={**(headers or {}), **fields},
+                properties={"delivery_mode": 2},
+            )
+            channel.basic_publish(message, exchange=self.queue, routing_key=self.queue)
+
+    def kept_publish(self) -> Callable[[str], object]:
+        publish = self._producer_class(self._connection).publish
+        return lambda body: publish(body, exchange=self.queue, routing_key=self.queue)
+
+    # Consuming
+
+    def consume(self, handler: Handler, count: int = 1) -> None:
+        self._consume(self._connection, handler, count)
+
+    def _consume(self, connection: kombu.Connection, handler: Handler, count: int) -> None:
+        job = _Job(self, connection, handler, count)
+        if self._consumes == "ConsumerMixin":
+            _Worker(job).run()
+        elif self._consumes in _PUSHED:
+            self._consume_pushed(connection, job)
+        else:
+            self._consume_pulled(connection, job)
+
+    def _consume_pushed(self, connection: kombu.Connection, job: _Job) -> None:
+        with connection.channel() as channel, self._consumer(channel, job):
+            while job.left:
+                with job.refusing(), contextlib.suppress(socket.timeout):
+                    connection.drain_events(timeout=1)
+                job.check_deadline()
+
+    def _consumer(self, channel: Any, job: _Job) -> kombu.Consumer:
+        handlers: dict[str, Any] = (
+            {"on_message": self._decorated(job.on_message)}
+            if self._consumes == "on_message"
+            else {"callbacks": [self._decorated(job.on_delivery)]}
+        )
+        return self._consumer_class(channel, [self._entity(self.queue)], prefetch_count=1, **handlers)
+
+    def _decorated(self, callback: Callable[..., None]) -> Callable[..., None]:
+        if not self._is_explicit:
+            return callback
+        return adapter.traced_consumer(queue=self.queue, settings=self._settings)(callback)
+
+    def _consume_pulled(self, connection: kombu.Connection, job: _Job) -> None:
+        with self._pulling(connection) as get:
+            while job.left:
+                message = get()
+                with job.refusing(), self._handling(message):
+                    job.on_message(message)
+
+    @contextmanager
+    def _pulling(self, connection: kombu.Connection) -> Iterator[Callable[[], kombu.Message]]:
+        with connection.channel() as channel:
+            if self._consumes == "Queue.get":
+                queue = self._entity(self.queue)(channel)
+                yield lambda: _polled(queue.get)
+                return
+            with self._simple(channel) as simple:
+                yield lambda: simple.get(timeout=DEADLINE)
+
+    def _simple(self, channel: Any) -> SimpleQueue:
+        simple = self._simple_class(channel, self._entity(self.queue))
+        simple.consumer.qos(prefetch_count=1)
+        return simple
+
+    def _handling(self, message: kombu.Message) -> contextlib.AbstractContextManager[Any]:
+        """What a user of the pull calls writes, in both APIs."""
+        if not self._is_on():
+            return contextlib.nullcontext()
+        return adapter.traced_message(message, settings=self._settings)
+
+    def _is_on(self) -> bool:
+        return self._is_explicit or (self._settings is not None and adapter.KombuInstrumentor().is_active)
+
+    def consume_batch(self, handler: Handler, count: int) -> None:
+        job = _Job(self, self._connection, handler, count)
+        with self._connection.channel() as channel:
+            queue = self._entity(self.queue)(channel)
+            messages = [_polled(queue.get) for _ in range(count)]
+            with adapter.traced_batch(messages, settings=self._settings):
+                for message in messages:
+                    job.on_message(message)
+
+    def consume_concurrently(self, handler: Handler, count: int) -> None:
+        def consume() -> None:
+            with self._connect() as connection:
+                self._consume(connection, handler, 1)
+
+        with ThreadPoolExecutor(count) as executor:
+            for future in [executor.submit(consume) for _ in range(count)]:
+                future.result(DEADLINE)
+
+    def consume_killed(self, handler: Handler) -> None:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                self._consume(self._connect(), handler, 1)
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        self.consume(handler)
+
+    def leave(self, how: str, handler: Handler) -> None:
+        with contextlib.suppress(_LeftError):
+            self._leave(how, handler)
+
+    def _leave(self, how: str, handler: Handler) -> None:
+        job = _Job(self, self._connection, handler, 2)
+        with self._pulling(self._connection) as get:
+            while True:
+                message = get()
+                with self._handling(message):
+                    job.on_message(message)
+                    if how == "break":
+                        break
+                    if how == "return":
+                        return
+                    raise _LeftError
+
+    # What a plain client sees
+
+    def counts(self) -> Counts:
+        return Counts(left=self._size(self.queue))
+
+    def _size(self, name: str) -> int:
+        with self._connection.channel() as channel:
+            return int(self._entity(name)(channel).queue_declare(passive=True).message_count)
+
+    # The instrumentor
+
+    @classmethod
+    def instrumentor(cls) -> adapter.KombuInstrumentor:
+        return adapter.KombuInstrumentor()
+
+    @contextmanager
+    def subclassed(self) -> Iterator[None]:
+        before = self._producer_class, self._consumer_class, self._queue_class, self._simple_class
+        producer, consumer, queue, simple = (type(f"Derived{it.__name__}", (it,), {}) for it in before)
+        self._producer_class, self._consumer_class, self._queue_class, self._simple_class = (
+            producer,
+            consumer,
+            queue,
+            simple,
+        )
+        try:
+            yield
+        finally:
+            self._producer_class, self._consumer_class, self._queue_class, self._simple_class = before
+
+    # What is expected
+
+    @property
+    def destination(self) -> str:
+        return f"{self.queue}:{self.queue}"  # exchange and routing key; the queue is named as the latter
+
+    @property
+    def send_name(self) -> str:
+        return f"publish {self.destination}"
+
+    @property
+    def receive_name(self) -> str:
+        return f"poll {self.destination}"
+
+    @property
+    def process_name(self) -> str:
+        return f"process {self.destination}"
+
+    @property
+    def settle_name(self) -> str:
+        return f"ack {self.destination}"
+
+    def send_attributes(self) -> dict[str, Any]:
+        return self._attributes("publish", "send")
+
+    def process_attributes(self) -> dict[str, Any]:
+        return {**self._attributes("process", "process"), "queueprop.message.queue_time": float}
+
+    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
+        return {
+            "messaging.system": self.system,
+            "messaging.operation.name": name,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": self.destination,
+            **self._server(),
+        }
+
+    def _server(self) -> dict[str, Any]:
+        address = urlsplit(self.url or "")
+        return {"server.address": address.hostname, "server.port": address.port}
+
+
+class AmqpDriver(KombuDriver):
+    """RabbitMQ, with quorum queues, which count deliveries and dead-letter what is rejected."""
+
+    transport = "amqp"
+    system = "rabbitmq"
+    broker = "rabbitmq"
+    tells_attempt = True
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self._dead = f"dead-{self.queue}"
+
+    @property
+    def queue_arguments(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self._dead,
+        }
+
+    def reconnect(self) -> None:
+        super().reconnect()
+        with self._connection.channel() as channel:
+            self._dead_queue(channel).declare()
+
+    def close(self) -> None:
+        with self._connection.channel() as channel:
+            self._dead_queue(channel).delete()
+        super().close()
+
+    def _dead_queue(self, channel: Any) -> kombu.Queue:
+        return kombu.Queue(self._dead, channel=channel)
+
+    def failing(self) -> Sequence[Failing]:
+        gone = kombu.Connection("amqp://127.0.0.1:1//", transport_options={"max_retries": 1})
+        return [
+            *super().failing(),
+            Failing("the broker is gone", lambda: self._fail(gone, "hello")),
+            Failing("the channel is closed", self._fail_on_closed_channel),
+        ]
+
+    def _fail_on_closed_channel(self) -> None:
+        channel = self._connection.channel()
+        channel.close()
+        self._fail(channel, "hello")
+
+    @classmethod
+    def containers(cls) -> Mapping[str, Callable[[], object]]:
+        return {**super().containers(), "read-only": lambda: MappingProxyType({"tenant": "a"})}
+
+    @classmethod
+    def can_plant(cls, value: object) -> bool:
+        return not isinstance(value, str) or len(value) < 100_000  # headers must fit into one frame
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        found = []
+        with self._connection.channel() as channel:  # closing it gives them back
+            while (message := channel.basic_get(queue or self.queue)) is not None:
+                body = message.body
+                text = body.decode() if isinstance(body, bytes) else body
+                found.append(WireMessage(text, *split_headers((message.headers or {}).items())))
+        return found
+
+    def counts(self) -> Counts:
+        found: list[Counts] = []
+        wait_until(lambda: self._is_settled(found), "steady counts")
+        return found[-1]
+
+    def _is_settled(self, found: list[Counts]) -> bool:
+        """A quorum queue says what it has a moment later."""
+        time.sleep(0.02)
+        found.append(Counts(left=self._size(self.queue), dead=self._size_of_dead()))
+        return len(found) > 2 and found[-1] == found[-2] == found[-3]
+
+    def _size_of_dead(self) -> int:
+        with self._connection.channel() as channel:
+            return int(self._dead_queue(channel).queue_declare(passive=True).message_count)
+
+    def send_attributes(self) -> dict[str, Any]:
+        return {**super().send_attributes(), "messaging.rabbitmq.destination.routing_key": self.queue}
+
+    def process_attributes(self) -> dict[str, Any]:
+        return {
+            **super().process_attributes(),
+            "messaging.rabbitmq.destination.routing_key": self.queue,
+            "messaging.rabbitmq.message.delivery_tag": int,
+            "queueprop.message.delivery_attempt": 1,
+        }
+
+
+class _VirtualDriver(KombuDriver):
+    """kombu itself does what a broker would: the message is JSON, and what is rejected is gone."""
+
+    def _wire_message(self, payload: Mapping[str, Any]) -> WireMessage:
+        body = payload["body"]
+        if payload["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body).decode()
+        return WireMessage(body, *split_headers(payload["headers"].items()))
+
+
+class RedisDriver(_VirtualDriver):
+    transport = "redis"
+    system = "redis"
+    broker = "redis"
+
+    def _transport_options(self) -> dict[str, Any]:
+        # What a killed process had in hand is given back after this many seconds.
+        return {"visibility_timeout": 1} if self._is_killing else {}
+
+    _is_killing = False
+
+    def consume_killed(self, handler: Handler) -> None:
+        self._is_killing = True
+        self._connection.close()
+        self.reconnect()
+        super().consume_killed(handler)
+
+    def failing(self) -> Sequence[Failing]:
+        gone = kombu.Connection("redis://127.0.0.1:1/0", transport_options={"max_retries": 1})
+        return [*super().failing(), Failing("the broker is gone", lambda: self._fail(gone, "hello"))]
+
+    @classmethod
+    def can_plant(cls, value: object) -> bool:
+        return not isinstance(value, bytes)
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        with redis.Redis.from_url(self.url or "") as client:
+            payloads: Any = client.lrange(queue or self.queue, 0, -1)
+        return [self._wire_message(json.loads(payload)) for payload in reversed(payloads)]
+
+    def counts(self) -> Counts:
+        with redis.Redis.from_url(self.url or "") as client:
+            unacked: Any = client.hvals("unacked")
+        return Counts(self._size(self.queue), sum(self.queue in str(payload) for payload in unacked))
+
+
+class MemoryDriver(_VirtualDriver):
+    transport = "memory"
+    system = "memory"
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        gone = "the queues are gone with their process"
+        return {**super().lacks(column), "kill": gone, "restart": gone}
+
+    def _connect(self) -> kombu.Connection:
+        return kombu.Connection("memory://", transport_options={"polling_interval": 0.01})
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        return [
+            self._wire_message(it) for it in list(memory_transport.Channel.queues[queue or self.queue].queue)
+        ]
+
+    def _server(self) -> dict[str, Any]:
+        return {}
+
+
+class FilesystemDriver(_VirtualDriver):
+    transport = "filesystem"
+    system = "filesystem"
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        return {
+            **super().lacks(column),
+            "kill": "what a killed process had in hand is gone with it",
+            "restart": "folders have no server",
+        }
+
+    @classmethod
+    def many(cls, column: Column) -> int:
+        return 200  # every get lists the folder
+
+    def open(self) -> None:
+        self._folder = Path(self.url or tempfile.mkdtemp(prefix="queueprop-"))
+        super().open()
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _connect(self) -> kombu.Connection:
+        for name in ("messages", "control"):
+            (self._folder / name).mkdir(exist_ok=True)
+        return kombu.Connection("filesystem://", transport_options=self._transport_options())
+
+    def _transport_options(self) -> dict[str, Any]:
+        return {
+            "data_folder_in": str(self._folder / "messages"),
+            "data_folder_out": str(self._folder / "messages"),
+            "control_folder": str(self._folder / "control"),
+            "polling_interval": 0.01,
+        }
+
+    @classmethod
+    def can_plant(cls, value: object) -> bool:
+        return not isinstance(value, bytes)
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        files = sorted((self._folder / "messages").glob(f"*.{queue or self.queue}.msg"), key=os.path.getmtime)
+        return [self._wire_message(json.loads(file.read_text())) for file in files]
+
+    def _server(self) -> dict[str, Any]:
+        return {}
+
+
+class _LeftError(Exception):
+    """A loop's body raises it to leave."""
+
+
+class _Job:
+    """What a user of kombu writes around a handler: acks, and refuses where it raised."""
+
+    def __init__(
+        self, driver: KombuDriver, connection: kombu.Connection, handler: Handler, count: int
+    ) -> None:
+        self.driver = driver
+        self.connection = connection
+        self.handler = handler
+        self.left = count
+        self._message: kombu.Message | None = None
+        self._requeued: set[str] = set()
+        self._deadline = time.monotonic() + DEADLINE + count / 50
+
+    def on_delivery(self, body: Any, message: kombu.Message) -> None:
+        self.on_message(message)
+
+    def on_message(self, message: kombu.Message) -> None:
+        self._message = message
+        self.left -= 1
+        driver = self.driver
+
+        def publish(body: str, headers: Any = None) -> None:
+            driver._publish(self.connection, driver.other_queue, body, headers=headers)
+
+        run(self.handler, Delivery(message.payload, message.headers, publish))
+        message.ack()
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Around what calls the handler: what came out of it is what kombu let through."""
+        try:
+            yield
+        except HandlerError as error:
+            tell_library_error(error)
+            assert self._message is not None
+            self._refuse(self._message)
+
+    def _refuse(self, message: kombu.Message) -> None:
+        refusal = message.properties.get("type")
+        if refusal == "requeue" and message.payload not in self._requeued:
+            self._requeued.add(message.payload)
+            message.requeue()
+        elif refusal in ("requeue", "reject"):
+            message.reject()
+        else:
+            message.ack()
+
+    def check_deadline(self) -> None:
+        assert time.monotonic() < self._deadline, f"waited in vain for {self.left} more messages"
+
+
+class _Worker(ConsumerMixin):
+    restart_limit = TokenBucket(1000)
+
+    def __init__(self, job: _Job) -> None:
+        self.connection = job.connection
+        self._job = job
+        self._threads = threading.get_ident()
+
+    def create_connection(self) -> kombu.Connection:
+        return self._job.driver._connect()
+
+    def get_consumers(self, Consumer: Any, channel: Any) -> list[kombu.Consumer]:
+        return [self._job.driver._consumer(channel, self._job)]
+
+    @contextmanager
+    def extra_context(self, connection: Any, channel: Any) -> Iterator[None]:
+        with self._job.refusing():
+            yield
+
+    @property
+    def should_stop(self) -> bool:
+        self._job.check_deadline()
+        return not self._job.left
+
+
+def _polled(get: Callable[[], kombu.Message | None]) -> kombu.Message:
+    found: list[kombu.Message] = []
+
+    def poll() -> bool:
+        message = get()
+        if message is not None:
+            found.append(message)
+        return bool(found)
+
+    wait_until(poll, "a message")
+    return found[0]

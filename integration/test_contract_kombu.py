@@ -1,0 +1,29 @@
+"""The contract, through kombu: on a live RabbitMQ and a live Redis, in memory, and in folders."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("kombu")
+
+from integration.contract.suite import Contract
+from integration.drivers import kombu as drivers
+
+# A consumer is forked to be killed while the SDK has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+class TestAmqp(Contract):
+    driver = drivers.AmqpDriver
+
+
+class TestRedis(Contract):
+    driver = drivers.RedisDriver
+
+
+class TestMemory(Contract):
+    driver = drivers.MemoryDriver
+
+
+class TestFilesystem(Contract):
+    driver = drivers.FilesystemDriver
