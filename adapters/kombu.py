@@ -234,9 +234,17 @@ class _Hooks:
 
     def publish(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Producer.publish``, through which everything goes that kombu sends."""
-        if _is_housekeeping(sys._getframe(1)):
+        caller = _caller(sys._getframe(1))
+        if _is_housekeeping(caller):
             return wrapped(*args, **kwargs)
-        return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+        inherited = _inherited(kwargs.get("headers")) if caller == _CELERY_TASKS else None
+        if inherited is None:
+            return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+        inherited.open()
+        try:
+            return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+        finally:
+            inherited.close()
 
     def publish_by(
         self, wrapped: Wrapped, producer: Any, parameters: Sequence[str], args: Arguments, kwargs: Options
@@ -304,7 +312,7 @@ class _Hooks:
 
     def get(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Queue.get``: a pull call, which opens no scope for what follows."""
-        if _is_housekeeping(sys._getframe(1)):
+        if _is_housekeeping(_caller(sys._getframe(1))):
             return wrapped(*args, **kwargs)
         return self._pull(wrapped, queue, args, kwargs)
 
@@ -478,15 +486,34 @@ class _Waiting:
 # Who publishes, and who handles
 
 
-def _is_housekeeping(frame: types.FrameType | None) -> bool:
-    """Whether the code that called is Celery's or kombu's own, and does not act for the user.
+_CELERY_TASKS = "celery.app.amqp"
 
-    Heartbeats, remote control, results and mingling; what Celery publishes for its user are tasks.
-    """
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("wrapt."):
+
+def _caller(frame: types.FrameType | None) -> str:
+    """The module of the code that called a patched function."""
+    name = ""
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith("wrapt."):
+            break
         frame = frame.f_back  # wrapt without its C extension
-    name: str = frame.f_globals.get("__name__", "") if frame is not None else ""
-    return name == "kombu.pidbox" or (name.startswith("celery.") and name != "celery.app.amqp")
+    return name
+
+
+def _is_housekeeping(module: str) -> bool:
+    """Whether this is code of Celery's or kombu's own that does not act for the user.
+
+    Heartbeats, remote control, results, moving queues; what Celery publishes for its user are tasks.
+    """
+    return module == "kombu.pidbox" or (module.startswith("celery.") and module != _CELERY_TASKS)
+
+
+def _inherited(headers: Any) -> Carried | None:
+    """The trace of a task that Celery sends again (a retry), where nothing is current in the worker."""
+    if not isinstance(headers, Mapping) or get_current_span().get_span_context().is_valid:
+        return None
+    found = propagation.read(headers)
+    return Carried(found.context) if found.reason is None else None
 
 
 def _is_control(exchange: Any) -> bool:

@@ -1,0 +1,889 @@
+"""The kombu adapter without a broker: kombu's own transport in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("kombu")
+
+import kombu
+from kombu.common import itermessages
+from kombu.pidbox import Mailbox
+from kombu.simple import SimpleQueue
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span, get_tracer
+
+import queueprop
+from queueprop import Destination, Settings
+from queueprop.adapters import kombu as adapter
+from queueprop.spans import engine_for
+from queueprop.testing import CapturedSpans
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def connection() -> Iterator[kombu.Connection]:
+    with kombu.Connection("memory://", transport_options={"polling_interval": 0}) as made:
+        yield made
+
+
+@pytest.fixture
+def queue(connection: kombu.Connection) -> kombu.Queue:
+    name = f"orders-{next(_numbers)}"
+    made = kombu.Queue(name, kombu.Exchange(f"shop-{name}", "direct"), "new")(connection.default_channel)
+    made.declare()
+    return made
+
+
+@pytest.fixture
+def instrumented() -> Iterator[adapter.KombuInstrumentor]:
+    instrumentor = adapter.KombuInstrumentor()
+    instrumentor.instrument(settings=Settings(settle_spans=True))
+    yield instrumentor
+    instrumentor.uninstrument()
+
+
+def publish(queue: kombu.Queue, body: Any = "hello", **options: Any) -> None:
+    kombu.Producer(queue.channel).publish(body, exchange=queue.exchange, routing_key="new", **options)
+
+
+def pull(queue: kombu.Queue) -> Any:
+    message = queue.get()
+    assert message is not None
+    return message
+
+
+def consume(queue: kombu.Queue, consumer: kombu.Consumer, count: int = 1) -> None:
+    with consumer:
+        for _ in range(count):
+            queue.channel.connection.client.drain_events(timeout=1)
+
+
+def context_of(span: ReadableSpan) -> str:
+    context = span.get_span_context()
+    assert context is not None
+    return f"{context.trace_id:032x}-{context.span_id:016x}"
+
+
+def parent_of(span: ReadableSpan) -> str:
+    assert span.parent is not None
+    return f"{span.parent.trace_id:032x}-{span.parent.span_id:016x}"
+
+
+def carried(message: Any) -> str:
+    return str(message.headers["traceparent"])[3:52]
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def consumers(spans: CapturedSpans) -> list[ReadableSpan]:
+    return [span for span in spans if span.kind is SpanKind.CONSUMER]
+
+
+class TestPublishing:
+    WAYS: ClassVar[dict[str, Callable[[kombu.Queue, kombu.Producer], Any]]] = {
+        "by name": lambda queue, it: adapter.traced_publish(it.publish)(
+            "hello", exchange=queue.exchange, routing_key="new"
+        ),
+        "by the producer's own": lambda queue, it: adapter.traced_publish(it.publish)("hello"),
+        "by position": lambda queue, it: adapter.traced_publish(it.publish)(
+            "hello",
+            "new",
+            None,
+            False,
+            False,
+            0,
+            None,
+            None,
+            None,
+            {"tenant": "a"},
+            None,
+            queue.exchange.name,
+        ),
+        "partial": lambda queue, it: adapter.traced_publish(
+            functools.partial(it.publish, headers={"a": "b"})
+        )("hello"),
+        "twice": lambda queue, it: adapter.traced_publish(adapter.traced_publish(it.publish).__wrapped__)(
+            "hello"
+        ),
+        "put": lambda queue, it: adapter.traced_publish(SimpleQueue(queue.channel, queue).put)("hello"),
+    }
+
+    @pytest.mark.parametrize("way", list(WAYS))
+    @pytest.mark.parametrize("api", ["explicit", "with the instrumentor"])
+    def test_each_way_makes_one_span(
+        self, captured_spans: CapturedSpans, queue: kombu.Queue, way: str, api: str
+    ) -> None:
+        """One PRODUCER span named after exchange and routing key, its context in the headers, once."""
+        instrumentor = adapter.KombuInstrumentor()
+        if api != "explicit":
+            instrumentor.instrument()
+        try:
+            self.WAYS[way](queue, kombu.Producer(queue.channel, queue.exchange, "new"))
+        finally:
+            instrumentor.uninstrument()
+        [span] = captured_spans
+        assert (span.name, span.kind) == (f"publish {queue.exchange.name}:new", SpanKind.PRODUCER)
+        assert attributes(span)["messaging.system"] == "memory"
+        assert carried(pull(queue)) == context_of(span)
+
+    @pytest.mark.parametrize("given", [print, lambda: None, functools.partial(print)])
+    def test_anything_else_is_refused(self, given: Any) -> None:
+        """traced_publish says what it wraps."""
+        with pytest.raises(TypeError, match=r"Producer\.publish"):
+            adapter.traced_publish(given)
+
+    def test_headers_of_the_caller_stay(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """The caller's dict is as it was, also where kombu itself would write into it."""
+        headers = {"tenant": "a"}
+        publish(queue, headers=headers, compression="gzip")
+        assert headers == {"tenant": "a"}
+        assert pull(queue).payload == "hello"
+
+    def test_what_is_no_mapping_is_kombu_s_business(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Headers that kombu does not take either are handed to it as they are."""
+        with contextlib.suppress(Exception):
+            publish(queue, headers=[("tenant", "a")])
+        assert list(captured_spans) == []
+
+    def test_a_producer_span_that_wrote_the_headers_is_not_doubled(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Celery's instrumentation, or send_span, has made this message's span and context."""
+        headers: dict[str, Any] = {}
+        with queueprop.send_span(Destination("mine", "orders"), headers=headers):
+            publish(queue, headers=headers)
+        [span] = captured_spans
+        assert span.name == "publish orders"
+        assert carried(pull(queue)) == context_of(span)
+
+    def test_headers_of_another_message_do_not_count(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Inside another PRODUCER span a forwarded message is a publish of its own."""
+        with get_tracer("user").start_as_current_span("outer", kind=SpanKind.PRODUCER):
+            publish(queue, headers={"traceparent": TRACEPARENT})
+        assert [span.name for span in captured_spans] == [f"publish {queue.exchange.name}:new", "outer"]
+
+    def test_a_failed_publish_is_an_error(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """The caller gets kombu's exception, and the span has it."""
+        with pytest.raises(kombu.exceptions.EncodeError) as raised:
+            publish(queue, object(), serializer="json")
+        [span] = captured_spans
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.status.description == str(raised.value)
+
+    def test_a_hook_is_given_the_publish(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """Exchange, routing key, body, the caller's headers and options."""
+        given: list[Any] = []
+        settings = Settings(publish_hook=lambda span, message: given.append(message))
+        producer = kombu.Producer(queue.channel, queue.exchange, "new")
+        adapter.traced_publish(producer.publish, settings=settings)(
+            "hello", headers={"a": "b"}, correlation_id="c-1", message_id="m-1"
+        )
+        [it] = given
+        assert (it.exchange, it.routing_key, it.body, it.headers) == (
+            queue.exchange.name,
+            "new",
+            "hello",
+            {"a": "b"},
+        )
+        assert it.options == {"correlation_id": "c-1", "message_id": "m-1"}
+        [span] = captured_spans
+        assert attributes(span)["messaging.message.id"] == "m-1"
+        assert attributes(span)["messaging.message.conversation_id"] == "c-1"
+
+    def test_a_fault_of_ours_lets_the_message_go(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever breaks in the adapter, kombu publishes."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(adapter, "_broker", lambda client: 1 / 0)
+        publish(queue)
+        assert list(captured_spans) == []
+        assert pull(queue).payload == "hello"
+
+
+class TestHousekeeping:
+    def test_remote_control_and_events_are_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any
+    ) -> None:
+        """Traffic of pidbox and celeryev has no spans and no context, on either side."""
+        mailbox = Mailbox("box", type="fanout", connection=connection)
+        node = mailbox.Node("here", channel=connection.default_channel)
+        got: list[Any] = []
+        consumer = node.listen(callback=lambda body, message: got.append(message))
+        with consumer:
+            mailbox.abcast("ping", {})
+            connection.drain_events(timeout=1)
+        event = kombu.Exchange("celeryev", "topic")
+        kombu.Producer(connection, event, "worker.heartbeat").publish({"type": "worker-heartbeat"})
+        assert list(captured_spans) == []
+        assert "traceparent" not in got[0].headers
+
+    def test_celery_s_own_callers_are_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """A result that Celery publishes, and one that it pulls, have no span; a task has one."""
+        run_as("celery.backends.rpc", publish, queue)
+        run_as("celery.backends.rpc", pull, queue)
+        assert list(captured_spans) == []
+        run_as("celery.app.amqp", publish, queue)
+        assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER]
+
+    def test_a_task_that_celery_sends_again_stays_in_its_trace(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """A retry inherits the headers of its task; where a span is current, that is the parent all the same."""
+        send = functools.partial(
+            run_as, "celery.app.amqp", publish, queue, headers={"traceparent": TRACEPARENT}
+        )
+        send()
+        with get_tracer("user").start_as_current_span("here") as here:
+            send()
+        run_as("celery.app.amqp", publish, queue, headers={"traceparent": "junk"})
+        retried, inside, _, broken = captured_spans
+        assert TRACEPARENT[3:35] == context_of(retried)[:32]
+        assert inside.parent is not None
+        assert inside.parent.span_id == here.get_span_context().span_id
+        assert broken.parent is None
+
+    def test_callers_are_found_behind_wrapt_without_its_extension(self) -> None:
+        """Frames of wrapt itself are passed over; without any caller there is no name."""
+        frame: Any = types.SimpleNamespace(
+            f_globals={"__name__": "wrapt.wrappers"},
+            f_back=types.SimpleNamespace(f_globals={"__name__": "celery.backends.rpc"}, f_back=None),
+        )
+        assert adapter._caller(frame) == "celery.backends.rpc"
+        assert adapter._caller(None) == ""
+
+    @pytest.mark.parametrize("kind", ["callbacks", "on_message"])
+    def test_celery_s_consumers_have_no_process_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, kind: str
+    ) -> None:
+        """Celery sets on_message after the consumer was made; its handlers only dispatch."""
+
+        def dispatch(*args: Any) -> None:
+            assert not get_current_span().get_span_context().is_valid
+
+        dispatch.__module__ = "celery.worker.consumer.consumer"
+        consumer = kombu.Consumer(queue.channel, [queue])
+        if kind == "callbacks":
+            consumer.register_callback(dispatch)
+        else:
+            consumer.on_message = functools.partial(dispatch)
+        publish(queue)
+        consume(queue, consumer)
+        assert consumers(captured_spans) == []
+
+
+def run_as(module: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls it as code of another module would."""
+    code = types.FunctionType(
+        function.__code__, {**function.__globals__, "__name__": module}, None, function.__defaults__
+    )
+    return code(*args, **kwargs)
+
+
+class TestConsuming:
+    @pytest.mark.parametrize("kind", ["callbacks", "on_message", "receive"])
+    def test_the_handler_runs_inside_the_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, kind: str
+    ) -> None:
+        """Callbacks, on_message and an overridden receive(): one CONSUMER span in the publish's trace."""
+        seen: list[Any] = []
+
+        def handle(*args: Any) -> None:
+            seen.append(get_current_span())
+            args[-1].ack()
+
+        class Receiver(kombu.Consumer):
+            def receive(self, body: Any, message: Any) -> None:
+                handle(message)
+
+        publish(queue)
+        consumer = {
+            "callbacks": lambda: kombu.Consumer(
+                queue.channel, [queue], callbacks=[handle, lambda *_: seen.append(1)]
+            ),
+            "on_message": lambda: kombu.Consumer(queue.channel, [queue], on_message=handle),
+            "receive": lambda: Receiver(queue.channel, [queue]),
+        }[kind]()
+        consume(queue, consumer)
+        sent, settled, process = captured_spans
+        assert process.kind is SpanKind.CONSUMER
+        assert process.name == f"process {queue.exchange.name}:new:{queue.name}"
+        assert parent_of(process) == context_of(sent)
+        assert seen[0].get_span_context() == process.get_span_context()
+        assert settled.name == f"ack {queue.exchange.name}:new:{queue.name}"
+        assert parent_of(settled) == context_of(process)
+
+    def test_an_exception_comes_out_as_it_is(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """ERROR on the span, and the very same exception out of drain_events."""
+        error = LookupError("no such order")
+
+        def handle(body: Any, message: Any) -> None:
+            raise error
+
+        publish(queue)
+        with pytest.raises(LookupError) as raised:
+            consume(queue, kombu.Consumer(queue.channel, [queue], callbacks=[handle]))
+        assert raised.value is error
+        [process] = consumers(captured_spans)
+        assert process.status.status_code is StatusCode.ERROR
+
+    def test_without_callbacks_kombu_says_so(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """A consumer that nobody gave a callback: kombu's NotImplementedError, on the delivery's span as well."""
+        publish(queue)
+        with pytest.raises(NotImplementedError):
+            consume(queue, kombu.Consumer(queue.channel, [queue]))
+        [process] = consumers(captured_spans)
+        assert attributes(process)["error.type"] == "NotImplementedError"
+
+    @pytest.mark.parametrize("refuse", ["nobody", "a callback", "a callback that raises"])
+    @pytest.mark.parametrize("broken", ["body", "compression"])
+    def test_what_cannot_be_decoded_is_an_error(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, refuse: str, broken: str
+    ) -> None:
+        """One CONSUMER span with the error, also where on_decode_error deals with it; kombu goes on as without us."""
+        refused: list[Any] = []
+
+        def on_decode_error(message: Any, error: Exception) -> None:
+            refused.append(error)
+            if refuse != "a callback":
+                raise LookupError("cannot refuse")
+
+        wanted = {"nobody": Exception, "a callback": None, "a callback that raises": LookupError}[refuse]
+        if broken == "body":
+            publish(queue, b"{", content_type="application/json", content_encoding="utf-8")
+        else:
+            publish(queue, headers={"compression": "application/x-gzip"})
+        consumer = kombu.Consumer(
+            queue.channel,
+            [queue],
+            callbacks=[lambda *_: None],
+            on_decode_error=None if refuse == "nobody" else on_decode_error,
+        )
+        with pytest.raises(wanted) if wanted else contextlib.nullcontext():
+            consume(queue, consumer)
+        [process] = consumers(captured_spans)
+        assert process.status.status_code is StatusCode.ERROR
+        assert not get_current_span().get_span_context().is_valid
+        # kombu asks again when it was refused while it read a message's errors.
+        assert len(refused) == {"nobody": 0, "a callback": 1}.get(refuse, 2 if broken == "compression" else 1)
+
+    def test_the_consumer_itself_stays_as_it_is(self, instrumented: Any, queue: Any) -> None:
+        """Subclasses see their own self, and set what they like on it."""
+
+        class Counting(kombu.Consumer):
+            seen = 0
+
+            def _receive_callback(self, message: Any) -> Any:
+                self.seen += 1
+                return super()._receive_callback(message)
+
+        consumer = Counting(queue.channel, [queue], callbacks=[lambda body, message: message.ack()])
+        publish(queue)
+        publish(queue)
+        consume(queue, consumer, 2)
+        assert consumer.seen == 2
+
+    def test_other_callbacks_of_a_queue_are_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Queue.consume with a callback of another kind is the raw protocol: nothing is known of its message."""
+        got: list[Any] = []
+        publish(queue)
+        queue.consume("tag", callback=got.append)
+        queue.channel.connection.client.drain_events(timeout=1)
+        assert len(got) == 1
+        assert consumers(captured_spans) == []
+
+    def test_a_consumer_may_be_given_by_position(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Queue.consume(tag, callback) is the same as by name."""
+        consumer = kombu.Consumer(queue.channel, [queue], callbacks=[lambda *_: None])
+        publish(queue)
+        queue.consume("tag", consumer._receive_callback, False)
+        queue.channel.connection.client.drain_events(timeout=1)
+        queue.consume("other", callback=consumer._receive_callback)
+        publish(queue)
+        queue.channel.connection.client.drain_events(timeout=1)
+        assert len(consumers(captured_spans)) == 2
+
+    def test_after_uninstrument_a_running_consumer_is_silent(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """What was registered while instrumented handles its messages, and emits nothing."""
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        got: list[Any] = []
+        with kombu.Consumer(queue.channel, [queue], callbacks=[lambda body, message: got.append(body)]):
+            instrumentor.uninstrument()
+            publish(queue)
+            queue.channel.connection.client.drain_events(timeout=1)
+        assert got == ["hello"]
+        assert list(captured_spans) == []
+
+    def test_a_fault_of_ours_lets_the_handler_run(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever breaks in the adapter, the callbacks get the message."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(adapter, "_delivery", lambda message: 1 / 0)
+        got: list[Any] = []
+        publish(queue)
+        consume(
+            queue, kombu.Consumer(queue.channel, [queue], callbacks=[lambda body, message: got.append(body)])
+        )
+        publish(queue, b"{", content_type="application/json", content_encoding="utf-8")
+        bad = kombu.Consumer(
+            queue.channel,
+            [queue],
+            callbacks=[print],
+            on_decode_error=lambda message, error: got.append("undecodable"),
+        )
+        consume(queue, bad)
+        publish(queue)
+        assert pull(queue).payload == "hello"
+        assert got == ["hello", "undecodable"]
+        assert consumers(captured_spans) == []
+
+
+class TestTheDecorator:
+    def test_it_decorates_functions_and_methods(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """(body, message) and (message), bare and with options; the queue's name comes from the options."""
+
+        @adapter.traced_consumer(queue="orders")
+        def on_message(message: Any) -> None:
+            message.ack()
+
+        class Shop:
+            @adapter.traced_consumer
+            def on_order(self, body: Any, message: Any) -> None:
+                message.ack()
+
+        publish(queue, headers={"traceparent": TRACEPARENT})
+        publish(queue)
+        consume(queue, kombu.Consumer(queue.channel, [queue], on_message=on_message))
+        consume(queue, kombu.Consumer(queue.channel, [queue], callbacks=[Shop().on_order]))
+        first, second = captured_spans
+        assert first.name == f"process {queue.exchange.name}:new:orders"
+        assert context_of(first)[:32] == TRACEPARENT[3:35]
+        assert second.name == f"process {queue.exchange.name}:new"
+
+    def test_under_the_instrumentor_it_is_the_same_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Both APIs on one callback make one CONSUMER span."""
+        publish(queue)
+        decorated = adapter.traced_consumer(lambda body, message: None)
+        consume(queue, kombu.Consumer(queue.channel, [queue], callbacks=[decorated]))
+        assert len(consumers(captured_spans)) == 1
+
+    def test_several_decorated_callbacks_share_the_first_one_s_span(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """One delivery, one CONSUMER span; the second callback is in its trace."""
+        seen: list[Any] = []
+        decorated = adapter.traced_consumer(
+            lambda body, message: seen.append(get_current_span().get_span_context())
+        )
+        publish(queue)
+        consume(queue, kombu.Consumer(queue.channel, [queue], callbacks=[decorated, decorated]))
+        [process] = captured_spans
+        assert seen == [process.get_span_context()] * 2
+        assert get_current_span() is trace.INVALID_SPAN
+
+    def test_without_a_message_it_is_just_the_function(self, captured_spans: CapturedSpans) -> None:
+        """Called with something else, nothing is traced."""
+        assert adapter.traced_consumer(lambda text: text)("hello") == "hello"
+        assert list(captured_spans) == []
+
+
+class TestPulling:
+    def test_a_get_makes_a_receive_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """CLIENT, linked; the handling is inside traced_message, under the same name; nothing for an empty poll."""
+        assert queue.get() is None
+        publish(queue)
+        message = pull(queue)
+        with adapter.traced_message(message):
+            pass
+        message.ack()
+        sent, received, process, settled = captured_spans
+        name = f"{queue.exchange.name}:new:{queue.name}"
+        assert [span.name for span in captured_spans] == [
+            f"publish {queue.exchange.name}:new",
+            f"poll {name}",
+            f"process {name}",
+            f"ack {name}",
+        ]
+        assert received.kind is SpanKind.CLIENT
+        assert [link.context.span_id for link in received.links] == [sent.get_span_context().span_id]
+        assert parent_of(settled) == context_of(process), "outside of the scope it is still its child"
+
+    @pytest.mark.parametrize("operation", ["ack", "reject", "requeue"])
+    def test_settlements_are_named_after_their_call(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, operation: str
+    ) -> None:
+        """A message that is settled without having been handled is settled in its publish's trace."""
+        publish(queue)
+        getattr(pull(queue), operation)()
+        sent, _, settled = captured_spans
+        assert settled.name.startswith(f"{operation} ")
+        assert parent_of(settled) == context_of(sent)
+
+    def test_by_default_settlements_and_messages_nobody_handed_out_have_no_span(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """settle_spans is off; and what was pulled before is not known."""
+        before = _sent_and_pulled(queue)
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        try:
+            _sent_and_pulled(queue).ack()
+            before.ack()
+        finally:
+            instrumentor.uninstrument()
+        assert [span.name.split()[0] for span in captured_spans] == ["publish", "poll"]
+
+    def test_without_acks_there_is_nothing_to_settle(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """A message of a consumer without acks is not settled by its ack(), which does nothing."""
+        message = _sent_and_pulled(queue)
+        message.channel.no_ack_consumers = {"tag"}
+        message.delivery_info["consumer_tag"] = "tag"
+        message.ack()
+        assert [span.name.split()[0] for span in captured_spans] == ["publish", "poll"]
+
+    @pytest.mark.parametrize("how", ["waiting", "at once", "get_nowait"])
+    def test_a_simple_queue_s_get_makes_one_receive_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, how: str
+    ) -> None:
+        """However it is asked; its own callback, which only buffers, makes no CONSUMER span."""
+        with SimpleQueue(queue.channel, queue) as simple:
+            simple.put("hello")
+            message = {
+                "waiting": lambda: simple.get(timeout=1),
+                "at once": lambda: simple.get(False),
+                "get_nowait": simple.get_nowait,
+            }[how]()
+            with pytest.raises(simple.Empty):
+                simple.get(block=False)
+            assert message.payload == "hello"
+        assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER, SpanKind.CLIENT]
+
+    def test_a_get_that_fails_is_an_error(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """The exception is on the receive span, and comes out."""
+        publish(queue, headers={"compression": "application/x-gzip"})
+        with pytest.raises(Exception) as raised:  # noqa: PT011 -- the compression's own
+            queue.get()
+        _, received = captured_spans
+        assert received.status.status_code is StatusCode.ERROR
+        assert received.status.description == str(raised.value)
+
+    def test_receive_spans_can_be_switched_off(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """Settings(receive_spans=False): no span, and traced_message still knows the queue."""
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument(settings=Settings(receive_spans=False))
+        try:
+            with adapter.traced_message(_sent_and_pulled(queue)):
+                pass
+        finally:
+            instrumentor.uninstrument()
+        assert captured_spans[-1].name == f"process {queue.exchange.name}:new:{queue.name}"
+        assert len(captured_spans) == 2
+
+    def test_a_fault_of_ours_gives_the_message(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever breaks in the adapter, the message comes."""
+        publish(queue)
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(adapter, "_delivered_from", lambda *args: 1 / 0)
+        assert pull(queue).payload == "hello"
+
+    def test_a_loop_s_body_runs_inside_each_message_s_span(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """itermessages gives (body, message); a loop of messages and idle ticks works as well."""
+        for body in ("one", "two"):
+            publish(queue, body, headers={"traceparent": TRACEPARENT})
+        connection = queue.channel.connection.client
+        for _, message in adapter.traced_messages(
+            itermessages(connection, queue.channel, queue, limit=2, timeout=1)
+        ):
+            assert get_current_span().get_span_context().is_valid
+            message.ack()
+        publish(queue, "three")
+        for tick in adapter.traced_messages([None, pull(queue)], Destination("memory", "mine")):
+            assert get_current_span().get_span_context().is_valid == (tick is not None)
+        assert [span.name for span in captured_spans][2] == "process mine"
+        assert len(captured_spans) == 3
+        assert get_current_span() is trace.INVALID_SPAN
+
+    def test_a_batch_has_a_link_for_each_message(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """One CONSUMER span for all, named after the first, or as told; without messages there is none."""
+        for _ in range(2):
+            publish(queue, headers={"traceparent": TRACEPARENT})
+        messages = [pull(queue), pull(queue)]
+        with adapter.traced_batch(messages):
+            pass
+        with adapter.traced_batch(messages, Destination("memory", "mine")):
+            pass
+        with adapter.traced_batch([]):
+            pass
+        first, second = captured_spans
+        assert first.name == f"process {queue.exchange.name}:new"
+        assert second.name == "process mine"
+        assert len(first.links) == 2
+
+    def test_what_a_message_tells_is_on_the_span(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """Ids, the time in the queue by its timestamp, and the attempt where a broker counts."""
+        publish(
+            queue,
+            headers={"x-delivery-count": 2},
+            message_id="m-1",
+            correlation_id="c-1",
+            timestamp=int(time.time()) - 5,
+        )
+        message = pull(queue)
+        message.delivery_tag = 7
+        with adapter.traced_message(message):
+            pass
+        [span] = captured_spans
+        found = attributes(span)
+        assert found["messaging.message.id"] == "m-1"
+        assert found["messaging.message.conversation_id"] == "c-1"
+        assert found["queueprop.message.delivery_attempt"] == 3
+        assert found["messaging.rabbitmq.message.delivery_tag"] == 7
+        assert found["queueprop.message.queue_time"] == pytest.approx(5, abs=1.5)
+
+    def test_a_first_delivery_is_told_where_the_broker_tells_it(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """AMQP's redelivered flag: clear is the first attempt; set is some later one."""
+        for flag in (False, True):
+            message = _sent_and_pulled(queue)
+            message.delivery_info["redelivered"] = flag
+            with adapter.traced_message(message):
+                pass
+        first, later = captured_spans
+        assert attributes(first)["queueprop.message.delivery_attempt"] == 1
+        assert "queueprop.message.delivery_attempt" not in attributes(later)
+
+
+def _sent_and_pulled(queue: kombu.Queue) -> Any:
+    publish(queue)
+    return pull(queue)
+
+
+class Session:
+    """A batch of kombu 5.7's, as the Redis transport makes it."""
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.sent: list[Any] = []
+        self.failure: Exception | None = None
+        self._waiting: list[Any] = []
+
+    @property
+    def _buffered(self) -> int:
+        return len(self._waiting)
+
+    def publish(self, message: Any, **options: Any) -> None:
+        self._waiting.append(message)
+        if len(self._waiting) >= self.max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.sent += self._waiting
+        self._waiting = []
+
+    def discard(self) -> None:
+        self._waiting = []
+
+    def close(self) -> None:
+        self._waiting = []
+
+
+@pytest.mark.skipif(not hasattr(kombu.Producer, "batch"), reason="Producer.batch() came with kombu 5.7")
+class TestBatches:
+    @pytest.fixture
+    def producer(self, queue: Any, monkeypatch: pytest.MonkeyPatch) -> kombu.Producer:
+        sessions: list[Session] = []
+
+        def create(max_size: int) -> Session:
+            session = Session(max_size)
+            session.channel = queue.channel  # type: ignore[attr-defined]
+            sessions.append(session)
+            return session
+
+        monkeypatch.setattr(queue.channel, "create_publish_batch", create, raising=False)
+        made = kombu.Producer(queue.channel, queue.exchange, "new")
+        made.sessions = sessions
+        return made
+
+    def test_spans_end_with_the_flush(
+        self, captured_spans: CapturedSpans, instrumented: Any, producer: Any
+    ) -> None:
+        """Each message has a PRODUCER span and context of its own, open until the batch has gone out."""
+        with producer.batch():
+            producer.publish("one")
+            producer.publish("two")
+            assert list(captured_spans) == []
+            assert not get_current_span().get_span_context().is_valid
+        assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER] * 2
+        sent = [message["headers"]["traceparent"][3:52] for message in producer.sessions[0].sent]
+        assert sent == [context_of(span) for span in captured_spans]
+
+    def test_a_full_batch_ends_what_it_sends(
+        self, captured_spans: CapturedSpans, instrumented: Any, producer: Any
+    ) -> None:
+        """The publish that fills it ends with it."""
+        with producer.batch(max_size=2):
+            producer.publish("one")
+            producer.publish("two")
+            assert len(captured_spans) == 2
+            producer.publish("three")
+        assert len(captured_spans) == 3
+
+    def test_a_flush_that_fails_is_on_each_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, producer: Any
+    ) -> None:
+        """The error that comes out is every message's."""
+        error = ConnectionError("gone")
+        with pytest.raises(ConnectionError), producer.batch():  # noqa: PT012
+            producer.publish("one")
+            producer.sessions[0].failure = error
+        [span] = captured_spans
+        assert span.status.description == "gone"
+
+    def test_a_discarded_batch_is_an_error(
+        self, captured_spans: CapturedSpans, instrumented: Any, producer: Any
+    ) -> None:
+        """What was never sent says so, and why."""
+        with pytest.raises(LookupError), producer.batch():  # noqa: PT012
+            producer.publish("one")
+            raise LookupError("no such order")
+        [span] = captured_spans
+        assert span.status.status_code is StatusCode.ERROR
+        assert attributes(span)["error.type"] == "LookupError"
+        with producer.batch():
+            producer.publish("two")
+            producer.sessions[1].discard()
+        assert attributes(captured_spans[1])["error.type"] == "discarded"
+
+    def test_a_session_that_cannot_be_watched_is_no_harm(
+        self, captured_spans: CapturedSpans, instrumented: Any, producer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Then the span ends as the publish returns."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(Session, "discard", property(lambda self: 1 / 0))
+        with contextlib.suppress(ZeroDivisionError), producer.batch():
+            producer.publish("one")
+            assert len(captured_spans) == 1
+
+
+class TestDestinations:
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("memory://", ("memory", None, None)),
+            ("filesystem://", ("filesystem", None, None)),
+            ("amqp://", ("rabbitmq", "localhost", 5672)),
+            ("amqp://broker.example:5673//", ("rabbitmq", "broker.example", 5673)),
+            ("redis://broker.example/0", ("redis", "broker.example", 6379)),
+            ("redis+socket:///run/redis.sock", ("redis", "/run/redis.sock", None)),
+        ],
+    )
+    def test_the_broker_of_a_connection(self, url: str, expected: Any) -> None:
+        """messaging.system, host and port, by the transport's own defaults."""
+        if url.startswith("redis"):
+            pytest.importorskip("redis")
+        assert adapter._broker(kombu.Connection(url)) == expected
+
+    def test_without_a_connection_it_is_kombu(self) -> None:
+        """A channel that is closed knows no broker."""
+        assert adapter._broker(adapter._client_at(None)) == ("kombu", None, None)
+
+    @pytest.mark.parametrize(
+        ("exchange", "key", "queue", "name"),
+        [
+            ("", "orders", "orders", "orders"),
+            ("shop", "orders", "orders", "shop:orders"),
+            ("shop", "new", "orders", "shop:new:orders"),
+            ("fanout", "", "orders", "fanout:orders"),
+            ("", "", "", "amq.default"),
+        ],
+    )
+    def test_a_consumer_s_name(self, exchange: str, key: str, queue: str, name: str) -> None:
+        """Exchange, routing key and queue; empties left out, equal ones once."""
+        destination = adapter._consumed_from(exchange, key, queue, "rabbitmq", "localhost", 5672)
+        assert (destination.name, destination.template) == (name, None)
+        assert destination.attributes == ({adapter.ROUTING_KEY: key} if key else {})
+
+    def test_queues_that_the_server_named(self) -> None:
+        """They are anonymous and temporary, and their names stay out of span names."""
+        destination = adapter._consumed_from("shop", "new", "amq.gen-x", "redis", None, None)
+        assert (destination.name, destination.template) == ("shop:new:amq.gen-x", "shop:new")
+        assert destination.anonymous
+        assert destination.temporary
+        assert destination.attributes == {}
+        reply = adapter._published_to("", "amq.gen-x", "rabbitmq", "localhost", 5672)
+        assert reply.label == "localhost:5672"
+
+
+def test_without_kombu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, with the extra's name; another missing module is not hidden."""
+    import importlib
+
+    monkeypatch.delitem(sys.modules, adapter.__name__)
+    monkeypatch.setitem(sys.modules, "kombu.entity", None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(adapter.__name__)
+
+
+def test_hooks_without_an_instrumentor_are_always_on() -> None:
+    """The explicit API has no switch."""
+    assert adapter._Hooks(engine_for()).is_active()
+
+
+def test_idle_polls_are_kombu_s(instrumented: Any, connection: Any) -> None:
+    """drain_events without a message times out as before."""
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.01)
