@@ -31,7 +31,6 @@ class OrdersStep(bootsteps.ConsumerStep):
     def on_order(self, body: Any, message: Any) -> None:
         tell("order", {"body": body, "trace_id": _trace_id()})
         message.ack()
-        trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
 
 
 def make(broker_url: str, protocol: int = 2) -> Celery:
