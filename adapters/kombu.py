@@ -85,16 +85,19 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Raises TypeError for anything else.
     """
-    bound = publish if isinstance(publish, functools.partial) else functools.partial(publish)
+    given: Callable[P, R] = publish
+    bound: functools.partial[R] = (
+        publish if isinstance(publish, functools.partial) else functools.partial(publish)
+    )
     method = bound.func
-    owner = getattr(method, "__self__", None)
+    owner: Any = getattr(method, "__self__", None)
     producer = owner.producer if isinstance(owner, SimpleBase) else owner
     if not isinstance(producer, Producer):
         raise TypeError(f"traced_publish wraps Producer.publish or SimpleQueue.put, not {publish!r}")
     hooks = _Hooks(engine_for(settings))
     parameters = tuple(inspect.signature(method).parameters)
 
-    @functools.wraps(publish)
+    @functools.wraps(given)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         result: R = hooks.publish_by(
             method, producer, parameters, (*bound.args, *args), {**bound.keywords, **kwargs}
@@ -351,20 +354,16 @@ class _Hooks:
     def process(self, message: Message, queue: str | None, destination: Destination | None) -> Process:
         """The handling of one message. Its destination stays with it, for its settlement."""
         if destination is None:
-            destination = message.__dict__.get(_DESTINATION) or _delivered_from(
-                message, queue, message.channel
-            )
+            destination = _destination_of(message, queue)
         message.__dict__[_DESTINATION] = destination
         return self.engine.process(destination, _delivery(message), owner=_OWNER)
 
     def process_batch(self, messages: Sequence[Message], destination: Destination | None) -> ProcessBatch:
-        if destination is None and messages:
-            first = messages[0]
-            destination = first.__dict__.get(_DESTINATION) or _delivered_from(first, None, first.channel)
-        return self.engine.process(
-            destination or _consumed_from("", "", "", *_broker(None)),
-            [_delivery(message) for message in messages],
-        )
+        if destination is None:
+            destination = (
+                _destination_of(messages[0]) if messages else _consumed_from("", "", "", *_broker(None))
+            )
+        return self.engine.process(destination, [_delivery(message) for message in messages])
 
     def settle(self, operation: str, wrapped: Wrapped, message: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Message.ack``, ``reject`` and ``requeue``, of messages that were handed to the user."""
@@ -575,9 +574,15 @@ class _Delivery(_CoreMessage):
         return context
 
     @process_context.setter
-    def process_context(self, context: Context | None) -> None:
+    def process_context(self, context: Context | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if context is not None:
             self.native.__dict__[_CONTEXT] = context
+
+
+def _destination_of(message: Message, queue: str | None = None) -> Destination:
+    """Where it was pulled or delivered from, if that is known; else as much as it tells."""
+    known: Destination | None = message.__dict__.get(_DESTINATION)
+    return known or _delivered_from(message, queue, message.channel)
 
 
 def _delivery(message: Message) -> _Delivery:

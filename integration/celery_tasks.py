@@ -5,7 +5,9 @@ What it is to be traced with stands in the environment, since a prefork worker i
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -22,7 +24,7 @@ PROTOCOL = "_QUEUEPROP_CELERY_PROTOCOL"
 ORDERS = Queue("celery-orders", Exchange("celery-orders", "direct"), "celery-orders")
 
 
-class OrdersStep(bootsteps.ConsumerStep):
+class OrdersStep(bootsteps.ConsumerStep):  # type: ignore[misc]
     """A consumer of the user's in Celery's own loop."""
 
     def get_consumers(self, channel: Any) -> list[Consumer]:
@@ -34,7 +36,7 @@ class OrdersStep(bootsteps.ConsumerStep):
 
 
 def make(broker_url: str, protocol: int = 2) -> Celery:
-    app = Celery("integration.celery_tasks")
+    app: Any = Celery("integration.celery_tasks")
     app.conf.update(
         broker_url=broker_url,
         result_backend="rpc://",
@@ -46,21 +48,21 @@ def make(broker_url: str, protocol: int = 2) -> Celery:
     )
     app.steps["consumer"].add(OrdersStep)
 
-    @app.task(name="add", shared=False)
+    @app.task(name="add", shared=False)  # type: ignore[untyped-decorator]
     def add(left: int, right: int) -> int:
         return left + right
 
-    @app.task(name="look", shared=False, bind=True)
+    @app.task(name="look", shared=False, bind=True)  # type: ignore[untyped-decorator]
     def look(task: Any) -> dict[str, Any]:
         return _seen(task.request)
 
-    @app.task(name="flaky", shared=False, bind=True, max_retries=2)
+    @app.task(name="flaky", shared=False, bind=True, max_retries=2)  # type: ignore[untyped-decorator]
     def flaky(task: Any) -> dict[str, Any]:
         if task.request.retries < 2:
             raise task.retry(countdown=0)
         return _seen(task.request)
 
-    @app.task(name="fail", shared=False)
+    @app.task(name="fail", shared=False)  # type: ignore[untyped-decorator]
     def fail() -> None:
         raise ValueError("out of stock")
 
@@ -84,9 +86,7 @@ def _trace_id() -> str:
 def trace_with(names: str) -> None:
     """Instruments this process, and (in a worker) the children that it forks."""
     if "celery" in names.split(","):
-        from opentelemetry.instrumentation.celery import CeleryInstrumentor
-
-        CeleryInstrumentor().instrument()
+        _celery_instrumentor().instrument()
     if "kombu" in names.split(","):
         from queueprop.adapters.kombu import KombuInstrumentor
 
@@ -97,28 +97,33 @@ def untrace() -> None:
     import queueprop
 
     queueprop.uninstrument("kombu")
-    try:
-        from opentelemetry.instrumentation.celery import CeleryInstrumentor
-    except ImportError:
-        return
-    if CeleryInstrumentor().is_instrumented_by_opentelemetry:
-        CeleryInstrumentor().uninstrument()
+    if "opentelemetry.instrumentation.celery" in sys.modules:
+        instrumentor = _celery_instrumentor()
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
 
 
-@signals.task_postrun.connect
-@signals.worker_shutdown.connect
+def _celery_instrumentor() -> Any:
+    """Only where it is asked for: it need not be installed."""
+    return importlib.import_module("opentelemetry.instrumentation.celery").CeleryInstrumentor()
+
+
 def _flush(**_: Any) -> None:
     provider: Any = trace.get_tracer_provider()
     if hasattr(provider, "force_flush"):
         provider.force_flush()
 
 
-@signals.celeryd_init.connect
 def _begin(**_: Any) -> None:
     """In the worker's program, before it forks."""
     if RECORDS in os.environ:
         set_providers()
         trace_with(os.environ.get(TRACED, ""))
+
+
+signals.task_postrun.connect(_flush, weak=False)
+signals.worker_shutdown.connect(_flush, weak=False)
+signals.celeryd_init.connect(_begin, weak=False)
 
 
 app = make(os.environ.get(BROKER, "memory://"), int(os.environ.get(PROTOCOL, "2")))

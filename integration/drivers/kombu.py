@@ -72,7 +72,7 @@ class KombuDriver(Driver):
         for style in cls.styles:
             for api in ("explicit", "instrumentor"):
                 by_hand = _BY_HAND if style in _PULLED and api == "explicit" else ""
-                columns.append(Column(cls.library, cls._prefix() + style + by_hand, api))  # type: ignore[arg-type]
+                columns.append(Column(cls.library, cls._prefix() + style + by_hand, api))
         return columns
 
     @classmethod
@@ -122,10 +122,10 @@ class KombuDriver(Driver):
         self._settings: Settings | None = None
         self._local = threading.local()
         self._connections: list[kombu.Connection] = []
-        self._producer_class: type[kombu.Producer] = kombu.Producer
-        self._consumer_class: type[kombu.Consumer] = kombu.Consumer
-        self._queue_class: type[kombu.Queue] = kombu.Queue
-        self._simple_class: type[SimpleQueue] = SimpleQueue
+        self._producer_class: Any = kombu.Producer
+        self._consumer_class: Any = kombu.Consumer
+        self._queue_class: Any = kombu.Queue
+        self._simple_class: Any = SimpleQueue
 
     def open(self) -> None:
         self.reconnect()
@@ -145,13 +145,13 @@ class KombuDriver(Driver):
             for name in (self.queue, self.other_queue):
                 self._entity(name)(channel).declare()
 
-    def _connect(self) -> kombu.Connection:
-        return kombu.Connection(self.url, transport_options=self._transport_options())
+    def _connect(self) -> Any:
+        return kombu.Connection(self.url or "", transport_options=self._transport_options())
 
     def _transport_options(self) -> dict[str, Any]:
         return {}
 
-    def _entity(self, name: str) -> kombu.Queue:
+    def _entity(self, name: str) -> Any:
         exchange = kombu.Exchange(name, "direct")
         return self._queue_class(name, exchange, name, queue_arguments=dict(self.queue_arguments))
 
@@ -192,7 +192,7 @@ class KombuDriver(Driver):
         self._publish(self._publishing, self.queue, body, way=way, **options)
 
     def _publish(
-        self, connection: kombu.Connection, name: str, body: str, *, way: str | None = None, **options: Any
+        self, connection: Any, name: str, body: str, *, way: str | None = None, **options: Any
     ) -> None:
         if way == "SimpleQueue.put":
             simple = self._simple_class(connection, self._entity(name))
@@ -207,14 +207,14 @@ class KombuDriver(Driver):
         self._traced(producer.publish)(body, **options)
 
     @property
-    def _publishing(self) -> kombu.Connection:
+    def _publishing(self) -> Any:
         """A connection of this thread's own: they are not to be shared."""
         if threading.current_thread() is threading.main_thread():
             return self._connection
         if not hasattr(self._local, "connection"):
             self._local.connection = self._connect()
             self._connections.append(self._local.connection)
-        found: kombu.Connection = self._local.connection
+        found: Any = self._local.connection
         return found
 
     def publish_with(self, body: str, container: object) -> None:
@@ -261,7 +261,7 @@ class KombuDriver(Driver):
     def consume(self, handler: Handler, count: int = 1) -> None:
         self._consume(self._connection, handler, count)
 
-    def _consume(self, connection: kombu.Connection, handler: Handler, count: int) -> None:
+    def _consume(self, connection: Any, handler: Handler, count: int) -> None:
         job = _Job(self, connection, handler, count)
         if self._consumes == "ConsumerMixin":
             _Worker(job).run()
@@ -270,7 +270,7 @@ class KombuDriver(Driver):
         else:
             self._consume_pulled(connection, job)
 
-    def _consume_pushed(self, connection: kombu.Connection, job: _Job) -> None:
+    def _consume_pushed(self, connection: Any, job: _Job) -> None:
         with connection.channel() as channel, self._consumer(channel, job):
             while job.left:
                 with job.refusing(), contextlib.suppress(socket.timeout):
@@ -292,7 +292,7 @@ class KombuDriver(Driver):
             return callback
         return adapter.traced_consumer(queue=self.queue, settings=self._settings)(callback)
 
-    def _consume_pulled(self, connection: kombu.Connection, job: _Job) -> None:
+    def _consume_pulled(self, connection: Any, job: _Job) -> None:
         with self._pulling(connection, job.prefetch) as get:
             while job.left:
                 message = get()
@@ -300,9 +300,7 @@ class KombuDriver(Driver):
                     job.on_message(message)
 
     @contextmanager
-    def _pulling(
-        self, connection: kombu.Connection, prefetch: int = 1
-    ) -> Iterator[Callable[[], kombu.Message]]:
+    def _pulling(self, connection: Any, prefetch: int = 1) -> Iterator[Callable[[], kombu.Message]]:
         with connection.channel() as channel:
             if self._consumes == "Queue.get":
                 queue = self._entity(self.queue)(channel)
@@ -472,7 +470,7 @@ class AmqpDriver(KombuDriver):
             self._dead_queue(channel).delete()
         super().close()
 
-    def _dead_queue(self, channel: Any) -> kombu.Queue:
+    def _dead_queue(self, channel: Any) -> Any:
         return kombu.Queue(self._dead, channel=channel)
 
     def failing(self) -> Sequence[Failing]:
@@ -595,7 +593,7 @@ class MemoryDriver(_VirtualDriver):
         gone = "the queues are gone with their process"
         return {**super().lacks(column), "kill": gone, "restart": gone}
 
-    def _connect(self) -> kombu.Connection:
+    def _connect(self) -> Any:
         return kombu.Connection("memory://", transport_options={"polling_interval": 0.01})
 
     def wire(self, queue: str | None = None) -> list[WireMessage]:
@@ -631,7 +629,7 @@ class FilesystemDriver(_VirtualDriver):
         super().close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _connect(self) -> kombu.Connection:
+    def _connect(self) -> Any:
         for name in ("messages", "control"):
             (self._folder / name).mkdir(exist_ok=True)
         return kombu.Connection("filesystem://", transport_options=self._transport_options())
@@ -663,9 +661,7 @@ class _LeftError(Exception):
 class _Job:
     """What a user of kombu writes around a handler: acks, and refuses where it raised."""
 
-    def __init__(
-        self, driver: KombuDriver, connection: kombu.Connection, handler: Handler, count: int
-    ) -> None:
+    def __init__(self, driver: KombuDriver, connection: Any, handler: Handler, count: int) -> None:
         self.driver = driver
         self.connection = connection
         self.handler = handler
@@ -713,8 +709,8 @@ class _Job:
         assert time.monotonic() < self._deadline, f"waited in vain for {self.left} more messages"
 
 
-class _Worker(ConsumerMixin):
-    restart_limit = TokenBucket(1000)
+class _Worker(ConsumerMixin):  # type: ignore[misc]
+    restart_limit: Any = TokenBucket(1000)
 
     def __init__(self, job: _Job) -> None:
         self.connection = job.connection

@@ -105,7 +105,8 @@ def test_an_order_is_confirmed(shop: kombu.Connection) -> None:
     with capture_spans() as spans:
         _order()
         notification_service.work(shop)
-        notification_service.work(SimpleNamespace(drain_events=_timeout))
+        idle: Any = SimpleNamespace(drain_events=_timeout)
+        notification_service.work(idle)
     assert [span.name for span in spans] == ["send mail"]
 
 
