@@ -17,12 +17,20 @@ class TestAmqp(Contract):
     driver = drivers.AmqpDriver
 
 
+class TestAmqpBuffer(Contract):
+    driver = drivers.AmqpBufferDriver
+
+
 class TestRedis(Contract):
     driver = drivers.RedisDriver
 
 
 class TestMemory(Contract):
     driver = drivers.MemoryDriver
+
+
+class TestMemoryBuffer(Contract):
+    driver = drivers.MemoryBufferDriver
 
 
 class TestFilesystem(Contract):

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import kombu
 import redis
 from kombu.mixins import ConsumerMixin
-from kombu.simple import SimpleQueue
+from kombu.simple import SimpleBuffer, SimpleQueue
 from kombu.transport import memory as memory_transport
 from kombu.utils.limits import TokenBucket
 
@@ -652,6 +652,86 @@ class FilesystemDriver(_VirtualDriver):
 
     def _server(self) -> dict[str, Any]:
         return {}
+
+
+class _BufferDriver(KombuDriver):
+    """SimpleBuffer: without acks, and on RabbitMQ its connection's alone. It is there as long as the driver is."""
+
+    styles = ("SimpleBuffer",)
+    refusals = (Refusal("drop"),)
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        no_acks = "a SimpleBuffer has no acks: nothing is given back"
+        return {
+            **super().lacks(column),
+            "concurrency": "a SimpleBuffer is its connection's alone",
+            "kill": no_acks,
+            "redelivery": no_acks,
+            "settle": no_acks,
+        }
+
+    def reconnect(self) -> None:
+        self._connection = self._connect()
+        self._buffers = {
+            name: self._simple_class(self._connection.channel(), name)
+            for name in (self.queue, self.other_queue)
+        }
+
+    def close(self) -> None:
+        for buffer in self._buffers.values():
+            buffer.close()
+            buffer.channel.close()
+        super().close()
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self._simple_class = SimpleBuffer
+
+    def _entity(self, name: str) -> Any:
+        return self._buffers[name].queue
+
+    @contextmanager
+    def _pulling(self, connection: Any, prefetch: int = 1) -> Iterator[Callable[[], Any]]:
+        yield self._get
+
+    def _get(self) -> Any:
+        return self._buffers[self.queue].get(timeout=DEADLINE)
+
+    def consume_batch(self, handler: Handler, count: int) -> None:
+        job = _Job(self, self._connection, handler, count)
+        messages = [self._get() for _ in range(count)]
+        with adapter.traced_batch(messages, settings=self._settings):
+            for message in messages:
+                job.on_message(message)
+
+    @contextmanager
+    def subclassed(self) -> Iterator[None]:
+        """Its parts are made of kombu's own classes; only itself is a subclass."""
+        with super().subclassed():
+            buffer = self._buffers[self.queue]
+            before, buffer.__class__ = buffer.__class__, self._simple_class
+            try:
+                yield
+            finally:
+                buffer.__class__ = before
+
+    def counts(self) -> Counts:
+        return Counts(left=self._size(self.queue) + len(self._buffers[self.queue].buffer))
+
+    def _size(self, name: str) -> int:
+        return int(self._buffers[name].qsize())
+
+
+class AmqpBufferDriver(_BufferDriver, AmqpDriver):
+    def reconnect(self) -> None:
+        super().reconnect()
+        with self._connection.channel() as channel:
+            self._dead_queue(channel).declare()
+
+
+class MemoryBufferDriver(_BufferDriver, MemoryDriver):
+    pass
 
 
 class _LeftError(Exception):
