@@ -318,7 +318,8 @@ def test_a_broker_that_goes_and_comes_back(private_rabbitmq: Any, tmp_path: Path
         thread.join(60)
         assert not thread.is_alive()
         assert sorted(set(worker.bodies)) == sorted(expected)
-        assert queue(connection.channel()).queue_declare(passive=True).message_count == 0
+        channel: Any = connection.channel()
+        assert queue(channel).queue_declare(passive=True).message_count == 0
         producers, consumers = of_kind(told, "PRODUCER"), of_kind(told, "CONSUMER")
         if not traced:
             assert producers == consumers == []

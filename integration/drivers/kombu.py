@@ -59,7 +59,7 @@ class KombuDriver(Driver):
     library = "kombu"
     packages = frozenset({"kombu"})
     ways = ("publish", "maybe_declare", "retry", "SimpleQueue.put")
-    refusals = (Refusal("drop"), Refusal("reject"), Refusal("requeue", 2))
+    refusals: ClassVar[Sequence[Refusal]] = (Refusal("drop"), Refusal("reject"), Refusal("requeue", 2))
     send_time_resolution = 1.0  # AMQP's timestamp is in whole seconds
 
     transport: ClassVar[str]

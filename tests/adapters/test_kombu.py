@@ -19,7 +19,7 @@ pytest.importorskip("kombu")
 
 import kombu
 from kombu.common import itermessages
-from kombu.exceptions import EncodeError
+from kombu.exceptions import DecodeError, EncodeError
 from kombu.pidbox import Mailbox
 from kombu.simple import SimpleQueue
 from opentelemetry import trace
@@ -470,6 +470,9 @@ class TestConsuming:
             on_decode_error=lambda message, error: got.append("undecodable"),
         )
         consume(queue, bad)
+        publish(queue, b"{", content_type="application/json", content_encoding="utf-8")
+        with pytest.raises(DecodeError):
+            consume(queue, kombu.Consumer(queue.channel, [queue], callbacks=[print]))
         publish(queue)
         assert pull(queue).payload == "hello"
         assert got == ["hello", "undecodable"]
