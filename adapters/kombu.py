@@ -26,7 +26,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, propagation
+from queueprop import guard, propagation, rabbitmq
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import Scoped, run_inside
 from queueprop.iteration import Messages, iterate_inside
@@ -55,9 +55,6 @@ else:
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-
-ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
-DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
 
 
 class Publish(NamedTuple):
@@ -292,7 +289,7 @@ class _Hooks:
             body=body if isinstance(body, (bytes, str)) else None,
             native=Publish(name or "", key or "", body, headers or {}, options),
         )
-        destination = _published_to(name or "", key or "", *_broker(_client_of(producer)))
+        destination = rabbitmq.producer_destination(name or "", key or "", *_broker(_client_of(producer)))
         return self.engine.send(destination, message, owner=_OWNER)
 
     # The consumer's side
@@ -340,7 +337,9 @@ class _Hooks:
                 destination = _delivered_from(message, queue.name, message.channel)
                 message.__dict__[_DESTINATION] = destination
             else:
-                destination = _consumed_from("", "", queue.name, *_broker(_client_at(queue.channel)))
+                destination = rabbitmq.consumer_destination(
+                    "", "", queue.name, *_broker(_client_at(queue.channel))
+                )
             if not self.engine.settings.receive_spans:
                 return
             receive = self.engine.receive(destination, started_at=started_at)
@@ -361,7 +360,9 @@ class _Hooks:
     def process_batch(self, messages: Sequence[Message], destination: Destination | None) -> ProcessBatch:
         if destination is None:
             destination = (
-                _destination_of(messages[0]) if messages else _consumed_from("", "", "", *_broker(None))
+                _destination_of(messages[0])
+                if messages
+                else rabbitmq.consumer_destination("", "", "", *_broker(None))
             )
         return self.engine.process(destination, [_delivery(message) for message in messages])
 
@@ -602,7 +603,7 @@ def _delivery(message: Message) -> _Delivery:
 
 def _describe(message: Message) -> Mapping[str, AttributeValue]:
     tag = message.delivery_tag  # of AMQP; other transports make one up
-    return {DELIVERY_TAG: tag} if isinstance(tag, int) else {}
+    return {rabbitmq.DELIVERY_TAG: tag} if isinstance(tag, int) else {}
 
 
 def _attempt(message: Message) -> int | None:
@@ -675,48 +676,11 @@ _SYSTEMS = {
 }
 
 
-@functools.lru_cache(maxsize=1024)
-def _published_to(
-    exchange: str, routing_key: str, system: str, host: str | None, port: int | None
-) -> Destination:
-    return _destination((exchange, routing_key), routing_key, routing_key, system, host, port)
-
-
 def _delivered_from(message: Message, queue: str | None, channel: Any) -> Destination:
     info = message.delivery_info
-    return _consumed_from(
+    return rabbitmq.consumer_destination(
         str(info.get("exchange") or ""),
         str(info.get("routing_key") or ""),
         queue or "",
         *_broker(_client_at(channel)),
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _consumed_from(
-    exchange: str, routing_key: str, queue: str, system: str, host: str | None, port: int | None
-) -> Destination:
-    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
-    return _destination(parts, routing_key, queue, system, host, port)
-
-
-def _destination(
-    parts: tuple[str, ...], routing_key: str, queue: str, system: str, host: str | None, port: int | None
-) -> Destination:
-    """The name by the conventions for RabbitMQ: what is there of its parts, with colons."""
-    is_anonymous = queue.startswith(_SERVER_NAMED)
-    named = [part for part in parts if part and not part.startswith(_SERVER_NAMED)]
-    return Destination(
-        system=system,
-        name=":".join(part for part in parts if part) or "amq.default",
-        # A name that the server made up is of high cardinality; the rest of it is not.
-        template=":".join(named) or None if is_anonymous else None,
-        temporary=is_anonymous,
-        anonymous=is_anonymous,
-        server_address=host,
-        server_port=port,
-        attributes={ROUTING_KEY: routing_key} if routing_key and system == "rabbitmq" else {},
-    )
-
-
-_SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")

@@ -29,7 +29,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard
+from queueprop import guard, rabbitmq
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import run_inside
 from queueprop.iteration import Messages, iterate_inside
@@ -52,10 +52,6 @@ except ModuleNotFoundError as error:
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-
-SYSTEM = "rabbitmq"
-ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
-DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
 
 
 class Publish(NamedTuple):
@@ -328,7 +324,7 @@ class _Hooks:
     ) -> AbstractContextManager[Span]:
         known = [_known(Delivery(*message), None, None, destination) for message in messages]
         if destination is None:
-            destination = known[0][0] if known else _destination((), "", None, None)
+            destination = known[0][0] if known else rabbitmq.consumer_destination("", "", "")
         return self.engine.process(destination, [message for _, message in known])
 
     def get(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
@@ -547,7 +543,7 @@ def _message_of(delivery: Delivery) -> Message:
 
 
 def _describe(delivery: Delivery) -> Mapping[str, AttributeValue]:
-    return {DELIVERY_TAG: delivery.method.delivery_tag}
+    return {rabbitmq.DELIVERY_TAG: delivery.method.delivery_tag}
 
 
 def _attempt(delivery: Delivery) -> int | None:
@@ -633,37 +629,13 @@ def _channel_below(channel: Any) -> Any:
 
 
 def _published_to(given: Publish, channel: Any) -> Destination:
-    exchange, routing_key = _name(given.exchange), _name(given.routing_key)
-    return _destination((exchange, routing_key), routing_key, *_server(channel))
+    return rabbitmq.producer_destination(_name(given.exchange), _name(given.routing_key), *_broker(channel))
 
 
 def _consumed_from(delivery: Delivery | None, queue: Any, channel: Any) -> Destination:
     method = None if delivery is None else delivery.method
     exchange, routing_key = _name(getattr(method, "exchange", "")), _name(getattr(method, "routing_key", ""))
-    queue = _name(queue)
-    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
-    return _destination(parts, routing_key, *_server(channel))
-
-
-@functools.lru_cache(maxsize=1024)
-def _destination(parts: tuple[str, ...], routing_key: str, host: str | None, port: int | None) -> Destination:
-    """The name by the conventions for RabbitMQ: what is there of its parts, with colons."""
-    parts = tuple(part for part in parts if part)
-    lasting = [part for part in parts if not part.startswith(_SERVER_NAMED)]
-    is_anonymous = len(lasting) < len(parts)
-    return Destination(
-        system=SYSTEM,
-        name=":".join(parts) or "amq.default",
-        # The name that the server made up is of high cardinality; what stands beside it is not.
-        template=":".join(lasting) if is_anonymous and lasting else None,
-        anonymous=is_anonymous,
-        server_address=host,
-        server_port=port,
-        attributes={ROUTING_KEY: routing_key} if routing_key else {},
-    )
-
-
-_SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")
+    return rabbitmq.consumer_destination(exchange, routing_key, _name(queue), *_broker(channel))
 
 
 def _name(value: Any) -> str:
@@ -672,9 +644,10 @@ def _name(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _server(channel: Any) -> tuple[str | None, int | None]:
+def _broker(channel: Any) -> tuple[str, str | None, int | None]:
+    """``messaging.system``, host and port."""
     parameters = _parameters(channel)
-    return getattr(parameters, "host", None), getattr(parameters, "port", None)
+    return rabbitmq.SYSTEM, getattr(parameters, "host", None), getattr(parameters, "port", None)
 
 
 def _parameters(channel: Any) -> Any:

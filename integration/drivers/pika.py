@@ -36,7 +36,7 @@ from integration.contract.driver import (
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from integration.drivers.pika_loop import Loop
-from queueprop import Destination, Settings
+from queueprop import Destination, Settings, rabbitmq
 from queueprop.adapters import pika as adapter
 
 _FRAME_MAX = 131_072
@@ -397,12 +397,8 @@ class PikaDriver(Driver):
     @property
     def _destination(self) -> Destination:
         address = urlsplit(self.url or "")
-        return Destination(
-            self.system,
-            self.queue,
-            server_address=address.hostname,
-            server_port=address.port,
-            attributes={adapter.ROUTING_KEY: self.queue},
+        return rabbitmq.consumer_destination(
+            "", self.queue, self.queue, self.system, address.hostname, address.port
         )
 
     def _pull(self, channel: Any) -> Any:

@@ -843,32 +843,6 @@ class TestDestinations:
         """A channel that is closed knows no broker."""
         assert adapter._broker(adapter._client_at(None)) == ("kombu", None, None)
 
-    @pytest.mark.parametrize(
-        ("exchange", "key", "queue", "name"),
-        [
-            ("", "orders", "orders", "orders"),
-            ("shop", "orders", "orders", "shop:orders"),
-            ("shop", "new", "orders", "shop:new:orders"),
-            ("fanout", "", "orders", "fanout:orders"),
-            ("", "", "", "amq.default"),
-        ],
-    )
-    def test_a_consumer_s_name(self, exchange: str, key: str, queue: str, name: str) -> None:
-        """Exchange, routing key and queue; empties left out, equal ones once."""
-        destination = adapter._consumed_from(exchange, key, queue, "rabbitmq", "localhost", 5672)
-        assert (destination.name, destination.template) == (name, None)
-        assert destination.attributes == ({adapter.ROUTING_KEY: key} if key else {})
-
-    def test_queues_that_the_server_named(self) -> None:
-        """They are anonymous and temporary, and their names stay out of span names."""
-        destination = adapter._consumed_from("shop", "new", "amq.gen-x", "redis", None, None)
-        assert (destination.name, destination.template) == ("shop:new:amq.gen-x", "shop:new")
-        assert destination.anonymous
-        assert destination.temporary
-        assert destination.attributes == {}
-        reply = adapter._published_to("", "amq.gen-x", "rabbitmq", "localhost", 5672)
-        assert reply.label == "localhost:5672"
-
 
 class Without:
     """An import system in which one module is not installed."""

@@ -572,30 +572,6 @@ class TestInstrumentor:
         return lambda: hooks.iterate(consume, owner, ("orders",), {})
 
 
-class TestNames:
-    @pytest.mark.parametrize(
-        ("exchange", "routing_key", "queue", "name", "label"),
-        [
-            ("", "orders", "orders", "orders", "orders"),
-            ("events", "new", "orders", "events:new:orders", "events:new:orders"),
-            ("events", "orders", "orders", "events:orders", "events:orders"),
-            ("events", "", "orders", "events:orders", "events:orders"),
-            ("events", "new", None, "events:new", "events:new"),
-            ("events", "", "amq.gen-1", "events:amq.gen-1", "events"),
-            ("", "amq.gen-1", "amq.gen-1", "amq.gen-1", "rabbit.example:5672"),
-            ("", "amq.rabbitmq.reply-to.1", None, "amq.rabbitmq.reply-to.1", "rabbit.example:5672"),
-        ],
-    )
-    def test_a_consumer_s_destination(
-        self, channel: Any, exchange: str, routing_key: str, queue: str | None, name: str, label: str
-    ) -> None:
-        """Exchange, routing key, queue: what is there, once each; a name made up by the server is not in a label."""
-        message = adapter.Delivery(*delivery(exchange=exchange, routing_key=routing_key))
-        found = adapter._consumed_from(message, queue, channel)
-        assert (found.name, found.label) == (name, label)
-        assert found.anonymous is ("amq." in name)
-
-
 def test_the_extra_is_named_when_pika_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line that says what to install; another module that is missing is not mistaken for it."""
     monkeypatch.delitem(sys.modules, "queueprop.adapters.pika")

@@ -1,0 +1,72 @@
+"""Names of RabbitMQ's destinations, by the conventions for messaging: what every adapter that speaks to it shares.
+
+A name is made of what is there of exchange, routing key and queue, with colons between.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from queueprop.message import Destination
+
+SYSTEM = "rabbitmq"
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
+DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
+
+# Names that the server makes up: of queues without a name, and for direct replies.
+SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")
+
+
+def producer_destination(
+    exchange: str, routing_key: str, system: str = SYSTEM, host: str | None = None, port: int | None = None
+) -> Destination:
+    """Where a message is published to: ``{exchange}:{routing_key}``, or the one that is there; else ``amq.default``.
+
+    Args:
+        exchange: its name; empty for the default exchange.
+        routing_key: as published.
+        system: another broker, where a library gives it the exchanges of RabbitMQ.
+        host: of the broker, as the client was told it.
+        port: its port.
+    """
+    return _destination((exchange, routing_key), routing_key, system, host, port)
+
+
+def consumer_destination(
+    exchange: str,
+    routing_key: str,
+    queue: str,
+    system: str = SYSTEM,
+    host: str | None = None,
+    port: int | None = None,
+) -> Destination:
+    """Where a message is delivered from: ``{exchange}:{routing_key}:{queue}`` without what is empty or unknown.
+
+    Routing key and queue stand once when they are equal. Args as for ``producer_destination``, and:
+
+    Args:
+        queue: the queue that it comes from; empty where the library does not tell it.
+    """
+    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
+    return _destination(parts, routing_key, system, host, port)
+
+
+@lru_cache(maxsize=1024)
+def _destination(
+    parts: tuple[str, ...], routing_key: str, system: str, host: str | None, port: int | None
+) -> Destination:
+    lasting = [part for part in parts if part and not part.startswith(SERVER_NAMED)]
+    name = ":".join(filter(None, parts))
+    is_made_up = any(part.startswith(SERVER_NAMED) for part in parts)
+    return Destination(
+        system=system,
+        name=name or "amq.default",
+        # A name that the server made up is of high cardinality; what stands beside it is not.
+        template=":".join(lasting) or None if is_made_up else None,
+        # Queues of such names go away with the connection that declared them.
+        temporary=is_made_up,
+        anonymous=is_made_up,
+        server_address=host,
+        server_port=port,
+        attributes={ROUTING_KEY: routing_key} if routing_key and system == SYSTEM else {},
+    )

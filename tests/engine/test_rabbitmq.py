@@ -1,0 +1,67 @@
+"""RabbitMQ's names by the conventions: of exchange, routing key and queue, with those that the server made up aside."""
+
+from __future__ import annotations
+
+import pytest
+
+from queueprop import rabbitmq
+
+BROKER = ("rabbitmq", "rabbit.example", 5672)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "name", "label"),
+    [
+        ("shop", "orders", "shop:orders", "shop:orders"),
+        ("", "orders", "orders", "orders"),
+        ("fanout", "", "fanout", "fanout"),
+        ("", "", "amq.default", "amq.default"),
+        ("", "amq.gen-1", "amq.gen-1", "rabbit.example:5672"),
+        ("", "amq.rabbitmq.reply-to.1", "amq.rabbitmq.reply-to.1", "rabbit.example:5672"),
+    ],
+)
+def test_where_a_message_is_published_to(exchange: str, routing_key: str, name: str, label: str) -> None:
+    """Exchange and routing key, or the one that is there; a name that the server made up names no span."""
+    destination = rabbitmq.producer_destination(exchange, routing_key, *BROKER)
+    assert (destination.name, destination.label) == (name, label)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "queue", "name", "label"),
+    [
+        ("", "orders", "orders", "orders", "orders"),
+        ("shop", "new", "orders", "shop:new:orders", "shop:new:orders"),
+        ("shop", "orders", "orders", "shop:orders", "shop:orders"),
+        ("fanout", "", "orders", "fanout:orders", "fanout:orders"),
+        ("shop", "new", "", "shop:new", "shop:new"),
+        ("", "", "", "amq.default", "amq.default"),
+        ("shop", "", "amq.gen-1", "shop:amq.gen-1", "shop"),
+        ("", "amq.gen-1", "amq.gen-1", "amq.gen-1", "rabbit.example:5672"),
+        ("dead", "amq.gen-1", "graves", "dead:amq.gen-1:graves", "dead:graves"),
+    ],
+)
+def test_where_a_message_is_delivered_from(
+    exchange: str, routing_key: str, queue: str, name: str, label: str
+) -> None:
+    """Exchange, routing key and queue: what is there, once each; what the server made up is in no label."""
+    destination = rabbitmq.consumer_destination(exchange, routing_key, queue, *BROKER)
+    assert (destination.name, destination.label) == (name, label)
+    is_made_up = "amq.gen" in name
+    assert (destination.anonymous, destination.temporary) == (is_made_up, is_made_up)
+
+
+def test_the_broker_stands_beside_the_name() -> None:
+    """Host and port are attributes, and the routing key is one that only RabbitMQ has."""
+    destination = rabbitmq.producer_destination("shop", "orders", *BROKER)
+    assert (destination.server_address, destination.server_port) == ("rabbit.example", 5672)
+    assert destination.attributes == {"messaging.rabbitmq.destination.routing_key": "orders"}
+    assert rabbitmq.producer_destination("shop", "").attributes == {}
+    elsewhere = rabbitmq.producer_destination("shop", "orders", "redis")
+    assert (elsewhere.system, elsewhere.attributes) == ("redis", {})
+
+
+def test_a_destination_is_built_once() -> None:
+    """What is published there again is the same object: it caches its attributes."""
+    assert rabbitmq.producer_destination("shop", "orders", *BROKER) is rabbitmq.producer_destination(
+        "shop", "orders", *BROKER
+    )
