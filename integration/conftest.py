@@ -63,9 +63,9 @@ def rabbitmq_url(rabbitmq_broker: Broker) -> str:
     return rabbitmq_broker.url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def private_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Broker]:
-    """A RabbitMQ of the test's own, which it may stop, start and restart."""
+    """A RabbitMQ that tests may stop and start; each leaves it running. (A first start takes eight seconds.)"""
     yield from _serve(pytestconfig, RABBITMQ, private=True)
 
 

@@ -8,8 +8,9 @@ or passed.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,63 +24,110 @@ from queueprop import guard
 
 _PROPERTY = "contract"
 
+COLUMNS = {
+    "all": "every style of a library through both APIs",
+    "styles": "every style through the instrumentor, and the first one through the explicit API, too",
+    "first": "the first style of a library through both APIs",
+}
+
 
 def add_option(parser: pytest.Parser) -> None:
-    parser.getgroup("queueprop").addoption(
+    group = parser.getgroup("queueprop")
+    group.addoption(
         "--matrix",
         metavar="FILE.md",
         type=Path,
         help="also write the contract's matrix to this file, as Markdown",
+    )
+    group.addoption(
+        "--columns",
+        choices=tuple(COLUMNS),
+        default="all",
+        help="; ".join(f"{name}: {what}" for name, what in COLUMNS.items()),
     )
 
 
 @pytest.fixture
 def rig(column: Column, request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     """What a scenario acts with: this column's driver, on the session's broker."""
+    return _rig(column, request, tmp_path)
+
+
+@pytest.fixture
+def rigs(api: str, request: pytest.FixtureRequest, tmp_path: Path) -> list[Rig]:
+    """A rig for every style of the library through this API, for what is too dear to be done for each alone."""
+    places = dict(request.node.user_properties)[_PROPERTY]
+    return [
+        _rig(Column(*column), request, tmp_path / str(number)) for number, (_, column) in enumerate(places)
+    ]
+
+
+def _rig(column: Column, request: pytest.FixtureRequest, folder: Path) -> Rig:
     driver = _driver_of(request.cls)
     broker = request.getfixturevalue(f"{driver.broker}_broker") if driver.broker else None
     if broker is not None:
         _matrix(request.config).rungs[driver.library] = str(broker)
+    folder.mkdir(exist_ok=True)
     return Rig(
         driver,
         column,
         broker.url if broker is not None else None,
-        tmp_path,
+        folder,
         lambda: request.getfixturevalue(f"private_{driver.broker}"),
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if not {"column", "api"} & set(metafunc.fixturenames):
+        return
+    columns = _columns(metafunc.config, _driver_of(metafunc.cls))
+    _matrix(metafunc.config).order.update(dict.fromkeys(columns))
     if "column" in metafunc.fixturenames:
-        columns = _driver_of(metafunc.cls).columns()
-        _matrix(metafunc.config).order.update(dict.fromkeys(columns))
         metafunc.parametrize("column", columns, ids=str)
+    else:
+        metafunc.parametrize("api", list(dict.fromkeys(column.api for column in columns)))
+
+
+def _columns(config: pytest.Config, driver: type[Driver]) -> Sequence[Column]:
+    """Those of the driver's columns that were asked for."""
+    columns, asked = driver.columns(), config.getoption("--columns")
+    if asked == "all":
+        return columns
+    first = columns[0].style
+    return [it for it in columns if it.style == first or (asked == "styles" and it.api == "instrumentor")]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    matrix = _matrix(config)
     absent = []
     for item in items:
         found = _scenario(item)
-        if found is None:
-            continue
-        scenario, column, driver = found
+        if found is not None and not _applies(item, *found, _matrix(config)):
+            absent.append(item)
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        gone = set(map(id, absent))
+        items[:] = [item for item in items if id(item) not in gone]
+
+
+def _applies(
+    item: pytest.Item, scenario: Scenario, columns: Sequence[Column], driver: type[Driver], matrix: Matrix
+) -> bool:
+    """Whether the test shows anything of one of its columns. It is told which, in words that may travel."""
+    places = []
+    for column in columns:
         cell = matrix.cell(scenario.number, column)
         lacks = driver.lacks(column)
         reason = driver.absent(column) or next(
             (lacks[need] for need in scenario.needs if need in lacks), None
         )
         if reason is None:
-            item.user_properties.append((_PROPERTY, (scenario.number, column)))
+            places.append((scenario.number, tuple(column)))
             cell.remark = driver.remarks(column).get(scenario.number)
         else:
             cell.add_reason(reason)
-            absent.append(item)
-    if absent:
-        config.hook.pytest_deselected(items=absent)
-        gone = set(map(id, absent))
-        items[:] = [item for item in items if id(item) not in gone]
+    item.user_properties.append((_PROPERTY, places))
+    return bool(places)
 
 
 class Reporter:
@@ -90,21 +138,23 @@ class Reporter:
         self._file: Path | None = config.getoption("--matrix", None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        place: Any = dict(report.user_properties).get(_PROPERTY)
-        if place is None:
-            return
-        cell = self._matrix.cell(*place)
-        if report.failed:
-            cell.failed += 1
-        elif report.skipped:
-            cell.add_reason(_skip_reason(report))
-        elif report.when == "call":
-            cell.passed += 1
+        places: Any = dict(report.user_properties).get(_PROPERTY, ())
+        for number, column in places:
+            cell = self._matrix.cell(number, Column(*column))
+            if report.failed:
+                cell.failed += 1
+            elif report.skipped:
+                cell.add_reason(_skip_reason(report))
+            elif report.when == "call":
+                cell.passed += 1
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not any(cell.passed or cell.failed for cell in self._matrix.cells.values()):
             return
         terminalreporter.section("contract")
+        asked = terminalreporter.config.getoption("--columns")
+        if asked != "all":
+            terminalreporter.write_line(f"only {COLUMNS[asked]} (--columns={asked})")
         for line in self._matrix.text():
             terminalreporter.write_line(line)
         if self._file is not None:
@@ -152,6 +202,24 @@ class Matrix:
     @property
     def rows(self) -> list[int]:
         return sorted({number for number, _ in self.cells})
+
+    def dump(self) -> str:
+        """All but the outcomes, for the process that pytest-xdist's workers report to: it collects no tests."""
+        cells = [
+            (number, tuple(column), cell.reasons, cell.remark)
+            for (number, column), cell in self.cells.items()
+        ]
+        return json.dumps({"order": list(map(tuple, self.order)), "rungs": self.rungs, "cells": cells})
+
+    def merge(self, dump: str) -> None:
+        found = json.loads(dump)
+        self.order.update(dict.fromkeys(Column(*column) for column in found["order"]))
+        self.rungs.update(found["rungs"])
+        for number, column, reasons, remark in found["cells"]:
+            cell = self.cell(number, Column(*column))
+            cell.remark = remark
+            for reason in reasons:
+                cell.add_reason(reason)
 
     def text(self) -> Iterator[str]:
         """A table a library, with its reasons as footnotes below."""
@@ -230,12 +298,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Reporter(config), "queueprop-contract-matrix")
 
 
-def _scenario(item: pytest.Item) -> tuple[Scenario, Column, type[Driver]] | None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_PROPERTY] = _matrix(session.config).dump()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    dump = getattr(node, "workeroutput", {}).get(_PROPERTY)
+    if dump is not None:
+        _matrix(node.config).merge(dump)
+
+
+def _scenario(item: pytest.Item) -> tuple[Scenario, Sequence[Column], type[Driver]] | None:
+    """What a test of the contract shows, and of which columns."""
     scenario = getattr(getattr(item, "function", None), "scenario", None)
     call = getattr(item, "callspec", None)
     if scenario is None or call is None:
         return None
-    return scenario, call.params["column"], _driver_of(getattr(item, "cls", None))
+    driver = _driver_of(getattr(item, "cls", None))
+    if "column" in call.params:
+        return scenario, [call.params["column"]], driver
+    return scenario, [it for it in _columns(item.config, driver) if it.api == call.params["api"]], driver
 
 
 def _driver_of(contract: Any) -> type[Driver]:

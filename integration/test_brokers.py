@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -170,29 +170,20 @@ class TestRedis:
 
 
 class TestRabbitMQ:
-    """Where a machine has it; no contract runs on it yet, so that its absence is a skip in CI too."""
-
-    @pytest.fixture
-    def rabbitmq(self, pytestconfig: pytest.Config) -> Iterator[Broker]:
-        broker = _private(pytestconfig, RABBITMQ)
-        broker.start()
-        yield broker
-        broker.close()
-
-    def test_a_restart_keeps_url_and_data(self, rabbitmq: Broker) -> None:
+    def test_a_restart_keeps_url_and_data(self, private_rabbitmq: Broker) -> None:
         """A durable queue with its message outlives a restart; a wrong password or virtual host is told."""
         pika = pytest.importorskip("pika")
-        url = rabbitmq.url
+        url = private_rabbitmq.url
         connection = pika.BlockingConnection(pika.URLParameters(url))
         channel = connection.channel()
-        channel.queue_declare("orders", durable=True)
+        channel.queue_declare("kept", durable=True)
         channel.confirm_delivery()
-        channel.basic_publish("", "orders", b"one", pika.BasicProperties(delivery_mode=2))
+        channel.basic_publish("", "kept", b"one", pika.BasicProperties(delivery_mode=2))
         connection.close()
 
-        assert rabbitmq.restart() == url
+        assert private_rabbitmq.restart() == url
         connection = pika.BlockingConnection(pika.URLParameters(url))
-        assert connection.channel().basic_get("orders", auto_ack=True)[2] == b"one"
+        assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"one"
         connection.close()
 
         with pytest.raises(OSError, match="closed the connection: ACCESS_REFUSED"):

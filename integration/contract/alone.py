@@ -1,7 +1,7 @@
-"""A fresh process that instruments a library and sends one message through it.
+"""A fresh process that instruments a library and sends one message through it in each style.
 
-``python alone.py {library|instrument} MODULE:DRIVER STYLE URL``: the first word says what comes first, the
-import of the library or ``queueprop.instrument()``.
+``python alone.py {library|instrument} MODULE:DRIVER URL STYLE...``: the first word says what comes first, the
+import of the library or ``queueprop.instrument()``. A message's body is the name of its style.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 
-def main(first: str, driver_path: str, style: str, url: str) -> None:
+def main(first: str, driver_path: str, url: str, *styles: str) -> None:
     # Last, so that queueprop is the installed one.
     sys.path.append(str(Path(__file__).parents[2]))
     import queueprop
@@ -26,11 +26,13 @@ def main(first: str, driver_path: str, style: str, url: str) -> None:
     else:
         assert library not in sys.modules
     queueprop.instrument(library)
-    driver = getattr(importlib.import_module(module), name)(style, "instrumentor", url)
-    driver.open()
-    driver.publish("hello")
-    driver.consume(do("observe"))
-    driver.close()
+    driver_class = getattr(importlib.import_module(module), name)
+    for style in styles:
+        driver = driver_class(style, "instrumentor", url)
+        driver.open()
+        driver.publish(style)
+        driver.consume(do("observe"))
+        driver.close()
     for provider in providers:
         provider.shutdown()
 

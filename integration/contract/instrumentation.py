@@ -108,25 +108,27 @@ class Instrumentation:
 
     @scenario(18, "instrumentor")
     @pytest.mark.parametrize("first", ["library", "instrument"])
-    def test_the_order_of_imports_does_not_matter(self, rig: Rig, first: str) -> None:
-        """In a fresh process the library is imported before or after instrument(): traced the same."""
-        with rig.run(traced=False) as run:
+    def test_the_order_of_imports_does_not_matter(self, rigs: list[Rig], first: str) -> None:
+        """In a fresh process the library is imported before or after instrument(): traced the same, in every
+        style.
+        """
+        with rigs[0].run(traced=False) as run:
             driver = type(run.driver)
-            arguments = [
-                first,
-                f"{driver.__module__}:{driver.__qualname__}",
-                run.driver.style,
-                run.driver.url or "",
-            ]
+            path = f"{driver.__module__}:{driver.__qualname__}"
+            styles = [rig.column.style for rig in rigs]
             ended = subprocess.run(
-                [sys.executable, str(_ALONE), *arguments],
+                [sys.executable, str(_ALONE), first, path, run.driver.url or "", *styles],
                 capture_output=True,
                 text=True,
                 timeout=DEADLINE,
                 check=False,
             )
             assert ended.returncode == 0, ended.stderr
-            assert (run.consumer.trace_id, run.consumer.parent_id) == run.producer.context
+            assert [seen.body for seen in run.seen] == styles
+            assert [(span.trace_id, span.parent_id) for span in run.consumers] == [
+                span.context for span in run.producers
+            ]
+            assert len(run.producers) == len(styles)
 
     @scenario(19, "instrumentor")
     @pytest.mark.parametrize("first", ["the other", "ours"])

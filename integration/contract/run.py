@@ -36,7 +36,7 @@ class Rig:
         self.lacks = driver_class.lacks(column)
         self.private_broker = private_broker
         self._url = url
-        self._folder = folder
+        self.folder = folder
         self._numbers = itertools.count(1)
 
     def thinned(self, cases: Iterable[T], few: int) -> list[T]:
@@ -56,7 +56,7 @@ class Rig:
         url: str | None = None,
     ) -> Iterator[Run]:
         """queueprop is on inside (unless ``traced`` is false), with an SDK (unless ``sdk`` is false)."""
-        path = self._folder / f"run-{next(self._numbers)}.jsonl"
+        path = self.folder / f"run-{next(self._numbers)}.jsonl"
         with contextlib.ExitStack() as stack:
             told = stack.enter_context(telemetry(path, sampler=sampler, sdk=sdk, propagators=propagators))
             driver = self.driver_class(self.column.style, self.column.api, url or self._url)
@@ -65,6 +65,21 @@ class Rig:
             if traced:
                 stack.enter_context(driver.tracing(settings if settings is not None else Settings()))
             yield Run(driver, told)
+
+
+@contextmanager
+def together(rigs: Sequence[Rig], url: str) -> Iterator[list[Run]]:
+    """A run of each rig, all at the same time on one broker, with queueprop on and one telemetry."""
+    path = rigs[0].folder / "together.jsonl"
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(telemetry(path))
+        drivers = [rig.driver_class(rig.column.style, rig.column.api, url) for rig in rigs]
+        for driver in drivers:
+            driver.open()
+            stack.callback(driver.close)
+        for driver in drivers:
+            stack.enter_context(driver.tracing(Settings()))
+        yield [Run(driver, told) for driver in drivers]
 
 
 class Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from integration.contract.actions import do
-from integration.contract.run import Rig
+from integration.contract.run import Rig, together
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import ambient_span
 
@@ -60,20 +60,26 @@ class Workers:
         assert outcomes[0] == outcomes[1]
 
     @scenario(27, "restart")
-    def test_after_a_restart_of_the_broker_it_is_traced_as_before(self, rig: Rig) -> None:
-        """The broker stops and comes back: channels, producers and consumers made after it are traced."""
-        broker = rig.private_broker()
-        with rig.run(url=broker.url) as run:
-            for round_ in ("before", "after"):
-                with ambient_span():
-                    run.driver.publish(round_)
-                run.driver.consume(do("observe"))
-                if round_ == "before":
+    def test_after_a_restart_of_the_broker_it_is_traced_as_before(self, rigs: list[Rig]) -> None:
+        """The broker stops and comes back: channels, producers and consumers made after it are traced, in every
+        style.
+        """
+        broker = rigs[0].private_broker()
+        with together(rigs, broker.url) as runs:
+            for when in ("before", "after"):
+                for run in runs:
+                    with ambient_span():
+                        run.driver.publish(f"{when}, {run.driver.style}")
+                    run.driver.consume(do("observe"))
+                if when == "before":
                     broker.restart()
-                    run.driver.reconnect()
-            assert [seen.body for seen in run.seen] == ["before", "after"]
-            before, after = run.consumers
-            assert [(before.trace_id, before.parent_id), (after.trace_id, after.parent_id)] == [
-                span.context for span in run.producers
+                    for run in runs:
+                        run.driver.reconnect()
+            told = runs[0]
+            assert [seen.body for seen in told.seen] == [
+                f"{when}, {run.driver.style}" for when in ("before", "after") for run in runs
             ]
-            assert len(run.producers) == len(run.consumers) == 2
+            assert [(span.trace_id, span.parent_id) for span in told.consumers] == [
+                span.context for span in told.producers
+            ]
+            assert len(told.producers) == len(told.consumers) == 2 * len(runs)

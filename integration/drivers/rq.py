@@ -180,7 +180,7 @@ class RQDriver(Driver):
             yield
         finally:
             self._settings = None
-            del os.environ[rq_jobs.SETTINGS]
+            os.environ.pop(rq_jobs.SETTINGS, None)  # of several explicit drivers the first took it away
 
     # Publishing
 
