@@ -96,7 +96,7 @@ def containers() -> None:
     environment = {}
     if CONTAINERS_UP.exists() and not os.environ.get("DOCKER_HOST"):
         environment = exported_by(str(CONTAINERS_UP), *IMAGES)
-    chosen = ("--columns=first", "-k", "contract or brokers or pika or kombu") if IN_CI else ()
+    chosen = ("--columns=first", "-k", "contract or brokers or test_pika or test_kombu") if IN_CI else ()
     tox("integration", arguments=("--", "--brokers=containers", *chosen), environment=environment)
 
 

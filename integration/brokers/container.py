@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .broker import Broker, BrokerError, Protocol, Unavailable
 from .program import Port
@@ -29,6 +30,8 @@ class ContainerBroker(Broker):
     rung = "containers"
     port: int
     """The port inside the container."""
+    stop_command: ClassVar[Sequence[str]] = ()
+    """Ends the server from inside, where an image's entry point may be a script that keeps signals from it."""
 
     def __init__(self, protocol: Protocol, image: str) -> None:
         """Raises Unavailable when no Docker daemon answers, or it neither has nor can pull the image."""
@@ -40,8 +43,12 @@ class ContainerBroker(Broker):
         self._guard: subprocess.Popen[bytes] | None = None
 
     def stop(self) -> None:
-        if self._container is not None:
-            self._container.get_wrapped_container().stop(timeout=10)
+        if self._container is None:
+            return
+        container = self._container.get_wrapped_container()
+        if self.stop_command:
+            container.exec_run(list(self.stop_command))
+        container.stop(timeout=10)
 
     def close(self) -> None:
         container, self._container = self._container, None

@@ -146,6 +146,7 @@ class _Node(ProgramBroker):
 
 class _Container(ContainerBroker):
     port = 5672
+    stop_command = ("rabbitmqctl", "shutdown")
 
     def __init__(self) -> None:
         super().__init__(_PROTOCOL, _IMAGE)
