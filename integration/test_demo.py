@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+
+from queueprop.cli.demo.brokers import BROKERS
+
+from .brokers import in_ci
 
 for _module in ("click", "rich", "fastapi", "uvicorn", "opentelemetry.instrumentation.fastapi"):
     pytest.importorskip(_module, reason='pip install "queueprop[demo]"')
@@ -23,16 +28,16 @@ MARK = "QUEUEPROP_TEST_OF_THE_DEMO"
 class _Demo:
     """The demo in a process, whose children are known by a variable in their environment."""
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self._folder = folder
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("OTEL_") and name != "QUEUEPROP_REDIS_URL"
+            if not (name.startswith("OTEL_") or (name.startswith("QUEUEPROP_") and name.endswith("_URL")))
         }
         self.process = subprocess.Popen(
-            COMMAND,
+            [*COMMAND, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -104,10 +109,12 @@ def demo(folder: Path) -> Iterator[_Demo]:
     running.kill()
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+@pytest.fixture(scope="module", params=sorted(BROKERS))
+def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
     """Exit status and output of one run to the end, which took less than a minute and left nothing."""
-    demo = _Demo(tmp_path_factory.mktemp("demo"))
+    if request.param == "rabbitmq" and not in_ci() and shutil.which("rabbitmq-server") is None:
+        pytest.skip("rabbitmq-server is not on the PATH")
+    demo = _Demo(tmp_path_factory.mktemp("demo"), "--broker", request.param)
     try:
         result = demo.end(timeout=60)
     finally:
