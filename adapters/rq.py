@@ -46,7 +46,7 @@ from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.flush import flush
 from queueprop.handlers import run_inside
 from queueprop.message import Destination, Message
-from queueprop.operations import Send
+from queueprop.operations import Send, error_type_of
 from queueprop.scope import Carried
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
@@ -632,7 +632,7 @@ def _hand_over(performance: _Performance) -> None:
     error = performance.error
     told = [
         _is_recorded(performance.process.span),
-        error and _type_name(error)[:100],
+        error and error_type_of(error)[:100],
         error and _short(error),
     ]
     with contextlib.suppress(OSError):  # a parent that is gone
@@ -642,11 +642,6 @@ def _hand_over(performance: _Performance) -> None:
 def _is_recorded(span: Span) -> bool:
     """Whether this process has the span exported; the parent of a program without an SDK makes it itself."""
     return span.get_span_context().is_valid and not isinstance(span, NonRecordingSpan)
-
-
-def _type_name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _short(error: BaseException) -> str:

@@ -174,7 +174,7 @@ class MessageOperation(Scope):
             self.span.end(ended_at)
 
     def _record(self, error: BaseException) -> None:
-        self._error_type = _type_name(error)
+        self._error_type = error_type_of(error)
         span = self.span
         if not span.is_recording():
             return
@@ -592,8 +592,8 @@ def _is_failure(error: BaseException) -> bool:
     return not isinstance(error, GeneratorExit)
 
 
-def _type_name(error: BaseException) -> str:
-    """The exception's full class name, as the SDK writes it on the event."""
+def error_type_of(error: BaseException) -> str:
+    """The exception's full class name, for ``error.type``, as the SDK writes it on the event."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
