@@ -10,6 +10,9 @@ Two things shape this file:
   buffers, so it is no handler.
 - A delivery names its exchange and routing key, not its queue. The queue is known where the consumer is registered,
   so it is kept there.
+
+pika's own wrapper for Twisted hands messages over through queues of Twisted's: what is taken from there is handled
+inside ``traced_message``.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
-from opentelemetry.context import get_current
-from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, rabbitmq
@@ -34,7 +37,7 @@ from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import run_inside
 from queueprop.iteration import Messages, iterate_inside
 from queueprop.message import Destination, Message
-from queueprop.operations import Process
+from queueprop.operations import Process, ProcessBatch
 from queueprop.scope import current_scope
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
@@ -177,7 +180,8 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     """Wraps ``basic_ack``, ``basic_nack`` or ``basic_reject`` of a channel: ``ack = traced_settle(channel.basic_ack)``.
 
     Under ``Settings(settle_spans=True)``, which the consumer must have too, a settlement is a span: a child of the
-    message's CONSUMER span, from any thread and however late.
+    message's CONSUMER span, from any thread and however late. Of a channel's unsettled messages the latest 10,000 are
+    remembered, without their bodies; an earlier one is settled without a span.
     """
     return _wrapped(settle, _Hooks(engine_for(settings)).settle)
 
@@ -190,7 +194,7 @@ class PikaInstrumentor(Adapter):
     rivals = Rivals("pika", "opentelemetry.instrumentation.pika:PikaInstrumentor")
 
     def patches(self) -> Iterable[Patch]:
-        hooks = _Hooks(self.engine, lambda: self.is_active)
+        hooks = _Hooks(self.engine, lambda: self.is_active, _is_wrapped_by_another)
         for channel in (Channel, BlockingChannel):
             yield Patch(channel, "basic_publish", hooks.publish)
             yield Patch(channel, "basic_consume", hooks.consume)
@@ -200,6 +204,7 @@ class PikaInstrumentor(Adapter):
         yield Patch(Channel, "basic_get", hooks.get_later)
         for name in ("basic_ack", "basic_nack", "basic_reject"):
             yield Patch(Channel, name, hooks.settle)
+        yield Patch(Channel, "basic_recover", hooks.recover)
 
 
 Wrapped = Callable[..., Any]
@@ -233,9 +238,15 @@ def _prepared(begin: Callable[[], AbstractContextManager[Span] | None]) -> Abstr
 class _Hooks:
     """What is done around pika's own methods, each as ``hook(bound method, its channel, args, kwargs)``."""
 
-    def __init__(self, engine: Engine, is_active: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        is_active: Callable[[], bool] = lambda: True,
+        is_left_alone: Callable[[Any], bool] = lambda channel: False,
+    ) -> None:
         self.engine = engine
         self._is_active = is_active
+        self._is_left_alone = is_left_alone
         self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[_Consumed]] = weakref.WeakKeyDictionary()
 
     # The producer's side
@@ -246,7 +257,7 @@ class _Hooks:
             given = Publish(*_publish_arguments(*args, **kwargs))
         except TypeError:
             return wrapped(*args, **kwargs)  # pika says what is wrong with them
-        if self.engine.is_sending(_OWNER):
+        if self.engine.is_sending(_OWNER) or self._is_left_alone(channel):
             return wrapped(*args, **kwargs)
         try:
             message = _message_for(given)
@@ -255,7 +266,7 @@ class _Hooks:
             guard.fault("preparing a publish with pika", error)
             return wrapped(*args, **kwargs)
         with send:
-            if _is_written(message, given, channel):
+            if _goes_out(message, given, channel):
                 args, kwargs = _replaced(_PROPERTIES, "properties", message.native.properties, args, kwargs)
             return wrapped(*args, **kwargs)
 
@@ -273,18 +284,21 @@ class _Hooks:
         callback = _given(1, name, args, kwargs)
         if not callable(callback) or str(getattr(callback, "__module__", "")).startswith("pika."):
             return wrapped(*args, **kwargs)
-        traced = self.callback(callback, _given(0, "queue", args, kwargs), None)
+        auto_ack = bool(_given(2, "auto_ack", args, kwargs))
+        traced = self.callback(callback, _given(0, "queue", args, kwargs), None, auto_ack)
         args, kwargs = _replaced(1, name, traced, args, kwargs)
         return wrapped(*args, **kwargs)
 
-    def callback(self, callback: F, queue: Any, destination: Destination | None) -> F:
+    def callback(
+        self, callback: F, queue: Any, destination: Destination | None, auto_ack: bool | None = None
+    ) -> F:
         """A handler that runs inside its message's span, whatever it is given before and behind the message."""
 
         def begin(args: Arguments, kwargs: Options) -> Process | None:
             for index, argument in enumerate(args):
                 if isinstance(argument, _DELIVERIES):
                     channel = args[index - 1] if index else None
-                    return self.process(args[index : index + 3], channel, queue, destination)
+                    return self.process(args[index : index + 3], channel, queue, destination, auto_ack)
             return None
 
         return run_inside(callback, begin)
@@ -292,14 +306,25 @@ class _Hooks:
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
         self._leave_loop(channel)
-        queue = _given(0, "queue", args, kwargs)
-        loop = _Consumed(wrapped(*args, **kwargs), lambda it: self.process(it, channel, queue, None))
+        queue, auto_ack = _given(0, "queue", args, kwargs), bool(_given(1, "auto_ack", args, kwargs))
+        messages = wrapped(*args, **kwargs)
+        loop = _Consumed(messages, lambda message: self.process(message, channel, queue, None, auto_ack))
         self._loops[channel] = weakref.ref(loop)
         return loop
 
     def cancel(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``cancel``, which ends the generator of ``consume``: the last message of one that is kept is over."""
+        """Around ``cancel``, which ends the generator of ``consume``: the last message of one that is kept is over.
+
+        pika then rejects what was fetched and not handed over yet, each in its message's trace.
+        """
         self._leave_loop(channel)
+        if self.engine.settings.settle_spans and not self._is_left_alone(channel):
+            try:
+                for queue, delivery in _fetched(channel):
+                    destination = _consumed_from(delivery, queue, channel)
+                    _waiting.add(channel, delivery.method.delivery_tag, _Unsettled(destination, delivery))
+            except Exception as error:
+                guard.fault("preparing a cancel with pika", error)
         return wrapped(*args, **kwargs)
 
     def _leave_loop(self, channel: Any) -> None:
@@ -309,23 +334,60 @@ class _Hooks:
             loop.leave()
 
     def process(
-        self, message: Any, channel: Any, queue: Any, destination: Destination | None
+        self,
+        message: Any,
+        channel: Any,
+        queue: Any,
+        destination: Destination | None,
+        auto_ack: bool | None = None,
     ) -> Process | None:
-        if message is None or message[0] is None or not self._is_active():
+        if message is None or message[0] is None:
             return None  # an idle tick
+        if not self._is_active() or self._is_left_alone(channel):
+            return None
         delivery = Delivery(*message)
-        destination, known = _known(delivery, channel, queue, destination)
-        if self.engine.settings.settle_spans and channel is not None and not _is_settled(delivery, channel):
-            _unsettled.add(channel, destination, known)
-        return self.engine.process(destination, known, owner=_OWNER)
+        pulled = _pulled.find(delivery.method)
+        if destination is None:
+            destination = pulled.destination if pulled is not None else None
+        if destination is None:
+            destination = _consumed_from(delivery, queue, channel)
+        process = self.engine.process(destination, _message_of(delivery), owner=_OWNER)
+        if self.engine.settings.settle_spans:
+            self._await_settlement(delivery, channel, auto_ack, process, pulled)
+        return process
+
+    def _await_settlement(
+        self,
+        delivery: Delivery,
+        channel: Any,
+        auto_ack: bool | None,
+        process: Process,
+        unsettled: _Unsettled | None,
+    ) -> None:
+        if unsettled is None and not _is_channel(channel):
+            _loose.add(process)
+            return
+        if unsettled is None and not (_needs_no_ack(delivery, channel) if auto_ack is None else auto_ack):
+            unsettled = _Unsettled(process.operation.destination, delivery)
+            _waiting.add(channel, delivery.method.delivery_tag, unsettled)
+        if unsettled is not None:
+            unsettled.handled_in(process)
 
     def process_batch(
         self, messages: Sequence[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
-        known = [_known(Delivery(*message), None, None, destination) for message in messages]
+        deliveries = [Delivery(*message) for message in messages]
+        pulled = [_pulled.find(delivery.method) for delivery in deliveries]
+        first = pulled[0] if pulled else None
         if destination is None:
-            destination = known[0][0] if known else rabbitmq.consumer_destination("", "", "")
-        return self.engine.process(destination, [message for _, message in known])
+            destination = first.destination if first is not None else None
+        if destination is None:
+            destination = _consumed_from(deliveries[0] if deliveries else None, None, None)
+        process = self.engine.process(destination, [_message_of(delivery) for delivery in deliveries])
+        for one in pulled:
+            if one is not None:
+                one.handled_in(process)
+        return process
 
     def get(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around a BlockingChannel's ``basic_get``: a pull call, which opens no scope for what follows."""
@@ -339,14 +401,13 @@ class _Hooks:
         except BaseException as error:
             self._received(None, channel, queue, started_at, error)
             raise
-        if message[0] is not None:
-            auto_ack = bool(_given(1, "auto_ack", args, kwargs))
-            self._received(Delivery(*message), channel, queue, started_at, auto_ack=auto_ack)
+        auto_ack = bool(_given(1, "auto_ack", args, kwargs))
+        self._received(message, channel, queue, started_at, auto_ack=auto_ack)
         return message
 
     def _received(
         self,
-        delivery: Delivery | None,
+        message: Any,
         channel: Any,
         queue: Any,
         started_at: int,
@@ -354,14 +415,17 @@ class _Hooks:
         auto_ack: bool = False,
     ) -> None:
         try:
+            if self._is_left_alone(channel) or (error is None and (message is None or message[0] is None)):
+                return
+            delivery = None if message is None else Delivery(*message)
             destination = _consumed_from(delivery, queue, channel)
             receive = self.engine.receive(destination, started_at=started_at)
             if delivery is not None:
-                message = _message_of(delivery)
-                _pulled.add(delivery.method, destination)
+                pulled = _Unsettled(destination, delivery)
+                _pulled.add(delivery.method, pulled)
                 if self.engine.settings.settle_spans and not auto_ack:
-                    _unsettled.add(channel, destination, message)
-                receive.add(message)
+                    _waiting.add(channel, delivery.method.delivery_tag, pulled)
+                receive.add(_message_of(delivery))
             if self.engine.settings.receive_spans:
                 receive.open()
                 receive.close(error)
@@ -372,28 +436,25 @@ class _Hooks:
         """Around ``basic_ack``, ``basic_nack`` and ``basic_reject``."""
         if not self.engine.settings.settle_spans:
             return wrapped(*args, **kwargs)
-        operation = wrapped.__name__.removeprefix("basic_")
         try:
+            operation = wrapped.__name__.removeprefix("basic_")
             tag = _given(0, "delivery_tag", args, kwargs) or 0
             multiple = operation != "reject" and bool(_given(1, "multiple", args, kwargs))
-            settled = _unsettled.take(channel, tag, multiple) or _in_hand(tag)
+            settled = _waiting.take(channel, tag, multiple) or _in_hand(tag)
         except Exception as error:
             guard.fault("preparing a settlement with pika", error)
             settled = []
         if not settled:
             return wrapped(*args, **kwargs)  # not one that was handed to the user
-        messages = [message for _, message in settled]
-        with self.engine.settle(settled[-1][0], messages, operation=operation):
+        messages = [one.message for one in settled]
+        with self.engine.settle(settled[-1].destination, messages, operation=operation):
             return wrapped(*args, **kwargs)
 
-
-def _in_hand(tag: int) -> list[tuple[Destination, Message]]:
-    """The message that is being processed here, if it is this one: a loop of the explicit API knows no channel."""
-    scope = current_scope(get_current())
-    if not isinstance(scope, Process) or scope.owner != _OWNER or scope.closed:
-        return []
-    message = scope.message
-    return [(scope.operation.destination, message)] if message.native.method.delivery_tag == tag else []
+    def recover(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``basic_recover``: what is unsettled comes again, with other delivery tags."""
+        result = wrapped(*args, **kwargs)
+        _waiting.take(channel, 0, multiple=True)
+        return result
 
 
 _OWNER = "pika"
@@ -459,8 +520,8 @@ def _replaced(
 def _message_for(given: Publish) -> Message:
     """The message of a publish, with properties and headers that are ours to write to."""
     properties = BasicProperties() if given.properties is None else copy.copy(given.properties)
-    headers = getattr(properties, "headers", _ODD)
-    if headers is None or isinstance(headers, Mapping):
+    headers: Any = getattr(properties, "headers", _ODD)
+    if not headers or isinstance(headers, Mapping):  # pika takes whatever is empty for an empty table
         properties.headers = headers = dict(headers or {})
     else:
         headers = None  # not what pika takes; it says so
@@ -476,11 +537,25 @@ def _message_for(given: Publish) -> Message:
 _ODD = object()
 
 
-def _is_written(message: Message, given: Publish, channel: Any) -> bool:
+def _goes_out(message: Message, given: Publish, channel: Any) -> bool:
     """Whether the properties with the context go out, instead of the caller's own."""
-    headers = message.headers
-    if not isinstance(headers, dict) or headers == (getattr(given.properties, "headers", None) or {}):
+    try:
+        return _is_written(message, given) and _has_room(message, given, channel)
+    except Exception as error:
+        guard.fault("writing the headers of a publish with pika", error)
         return False
+
+
+def _is_written(message: Message, given: Publish) -> bool:
+    headers = message.headers
+    # By identity: a caller's value need not know how to be compared, and pika is to say what is wrong with it.
+    before = getattr(given.properties, "headers", None) or {}
+    return isinstance(headers, dict) and (
+        len(headers) != len(before) or any(value is not before.get(name) for name, value in headers.items())
+    )
+
+
+def _has_room(message: Message, given: Publish, channel: Any) -> bool:
     if _fits(message.native.properties, channel):
         return True
     guard.mistake(
@@ -505,6 +580,8 @@ def _at_most(headers: Any) -> int:
     """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
     size = _OTHER_PROPERTIES
     for name, value in headers.items():
+        if not isinstance(name, (str, bytes)):
+            return _UNKNOWN
         if isinstance(value, (str, bytes)):
             size += 4 * (len(name) + len(value)) + 16
         else:
@@ -515,16 +592,6 @@ def _at_most(headers: Any) -> int:
 _FRAME = 64  # what stands around the properties in a frame, and to spare
 _OTHER_PROPERTIES = 13 * 256
 _UNKNOWN = 1 << 40
-
-
-def _known(
-    delivery: Delivery, channel: Any, queue: Any, destination: Destination | None
-) -> tuple[Destination, Message]:
-    """What is known of a delivery: by this call, or by the call that it was pulled with."""
-    waiting = _unsettled.find(delivery.method)
-    if destination is None:
-        destination = _pulled.find(delivery.method) or _consumed_from(delivery, queue, channel)
-    return destination, _message_of(delivery) if waiting is None else waiting
 
 
 def _message_of(delivery: Delivery) -> Message:
@@ -547,7 +614,12 @@ def _describe(delivery: Delivery) -> Mapping[str, AttributeValue]:
 
 
 def _attempt(delivery: Delivery) -> int | None:
-    """Which delivery this is, where that can be known: only quorum queues count, and a dead-lettered one had others."""
+    """Which delivery this is, from 1, where that can be known.
+
+    Classic queues only tell that there was one before. Quorum queues count: until RabbitMQ 4.2 every redelivery in
+    ``x-delivery-count``; from 4.3 that counts failed ones alone (a ``basic_reject``, a lost channel, and not a
+    ``basic_nack``), and ``x-acquired-count`` counts all. What was dead-lettered had others, in another queue.
+    """
     headers = delivery.properties.headers
     if not isinstance(headers, Mapping):
         headers = {}
@@ -555,70 +627,160 @@ def _attempt(delivery: Delivery) -> int | None:
         return None
     if not delivery.method.redelivered:
         return 1
-    earlier = headers.get("x-delivery-count")
-    return earlier + 1 if isinstance(earlier, int) else None
+    earlier = headers.get("x-acquired-count", headers.get("x-delivery-count"))
+    return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+class _Unsettled:
+    """A delivery, for its settlement: without its body, which may be large, and without pika's objects."""
+
+    def __init__(self, destination: Destination, delivery: Delivery) -> None:
+        self.destination = destination
+        self._properties = delivery.properties
+        self._attributes = _describe(delivery)
+        self._process: Process | ProcessBatch | None = None
+
+    def handled_in(self, process: Process | ProcessBatch) -> None:
+        self._process = process
+
+    @property
+    def message(self) -> Message:
+        properties = self._properties
+        message = Message(
+            headers=properties.headers,
+            id=_text(properties.message_id),
+            conversation_id=_text(properties.correlation_id),
+            attributes=self._attributes,
+        )
+        message.process_context = self._process_context
+        return message
+
+    @property
+    def _process_context(self) -> Context | None:
+        process = self._process
+        if process is None or not process.span.get_span_context().is_valid:
+            return None
+        inside = (
+            process.message.process_context if isinstance(process, Process) else None
+        )  # until it is closed
+        return set_span_in_context(process.span, Context()) if inside is None else inside
+
+
 class _Pulled:
-    """Where messages were pulled from: ``basic_get`` knows the queue, its message does not.
+    """What was pulled: ``basic_get`` knows queue and channel, its message does not.
 
     By pika's method object, which goes with the message wherever the user takes it. (It has no hash.)
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[weakref.ref[Any], Destination]] = {}
+        self._found: dict[int, tuple[weakref.ref[Any], _Unsettled]] = {}
 
-    def add(self, method: Any, destination: Destination) -> None:
+    def add(self, method: Any, pulled: _Unsettled) -> None:
         key, found = id(method), self._found
-        found[key] = (weakref.ref(method, lambda _: found.pop(key, None)), destination)
+        found[key] = (weakref.ref(method, lambda _: found.pop(key, None)), pulled)
 
-    def find(self, method: Any) -> Destination | None:
+    def find(self, method: Any) -> _Unsettled | None:
         found = self._found.get(id(method))
         return found[1] if found is not None and found[0]() is method else None
 
 
-class _Unsettled:
-    """Deliveries that wait for their ack, by channel and delivery tag. Kept only where settlements are traced."""
+class _Waiting:
+    """Deliveries that wait for their ack, by channel and delivery tag. Kept only where settlements are traced.
+
+    Nobody may ever tell of a settlement (a user who does not wrap the call): then the oldest go.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._channels: weakref.WeakKeyDictionary[Any, dict[int, tuple[Destination, Message]]] = (
+        # Reentrant: a signal handler and a finalizer run wherever the thread stands, and may settle, too.
+        self._lock = threading.RLock()
+        self._channels: weakref.WeakKeyDictionary[Channel, dict[int, _Unsettled]] = (
             weakref.WeakKeyDictionary()
         )
 
-    def add(self, channel: Any, destination: Destination, message: Message) -> None:
+    def add(self, channel: Any, tag: int, unsettled: _Unsettled) -> None:
         with self._lock:
             waiting = self._channels.setdefault(_channel_below(channel), {})
-            waiting[message.native.method.delivery_tag] = (destination, message)
+            waiting[tag] = unsettled
+            if len(waiting) > _REMEMBERED:
+                del waiting[next(iter(waiting))]
 
-    def find(self, method: Any) -> Message | None:
-        with self._lock:
-            for waiting in self._channels.values():
-                _, message = waiting.get(method.delivery_tag, (None, None))
-                if message is not None and message.key is method:
-                    return message
-        return None
-
-    def take(self, channel: Any, tag: int, multiple: bool) -> list[tuple[Destination, Message]]:
+    def take(self, channel: Any, tag: int, multiple: bool) -> list[_Unsettled]:
         """The deliveries that a settlement is about; with ``multiple`` all up to its tag, and 0 is all."""
+        if not _is_channel(channel):
+            return []
         with self._lock:
             waiting = self._channels.get(_channel_below(channel), {})
             tags = [it for it in sorted(waiting) if it <= tag or not tag] if multiple else [tag]
             return [waiting.pop(it) for it in tags if it in waiting]
 
 
+_REMEMBERED = 10_000  # of one channel
+
 _pulled = _Pulled()
-_unsettled = _Unsettled()
+_waiting = _Waiting()
+
+# What is handled with no channel known: a loop of the explicit API. It can be settled while it is in hand.
+_loose: weakref.WeakSet[Process] = weakref.WeakSet()
 
 
-def _is_settled(delivery: Delivery, channel: Any) -> bool:
-    """Whether the broker waits for no ack."""
+def _in_hand(tag: int) -> list[_Unsettled]:
+    """The message that is being processed here, if it is this one and no channel knows it."""
+    scope = current_scope(get_current())
+    if not isinstance(scope, Process) or scope not in _loose or scope.closed:
+        return []
+    delivery = scope.message.native
+    if delivery.method.delivery_tag != tag:
+        return []
+    _loose.discard(scope)
+    unsettled = _Unsettled(scope.operation.destination, delivery)
+    unsettled.handled_in(scope)
+    return [unsettled]
+
+
+def _needs_no_ack(delivery: Delivery, channel: Any) -> bool:
     tag = getattr(delivery.method, "consumer_tag", None)
     return tag in getattr(_channel_below(channel), "_consumers_with_noack", ())
+
+
+def _fetched(channel: Any) -> list[tuple[Any, Delivery]]:
+    """What ``consume`` has fetched and not handed over yet, each with its queue; nothing where it needs no ack."""
+    consumer = channel._queue_consumer_generator
+    if consumer is None:
+        return []
+    queue, auto_ack, _ = consumer.params
+    events = [] if auto_ack else list(consumer.pending_events)
+    return [
+        (queue, Delivery(event.method, event.properties, event.body))
+        for event in events
+        if hasattr(event, "method")  # and no word of the broker's that the consumer is cancelled
+    ]
+
+
+# Channels
+
+
+def _is_channel(channel: Any) -> bool:
+    return isinstance(_channel_below(channel), Channel)
+
+
+def _is_wrapped_by_another(channel: Any) -> bool:
+    """Whether another instrumentation has wrapped this very channel, which lasts when that one is switched off."""
+    for one in (channel, getattr(channel, "_cookie", None)):  # a Channel's cookie is the facade above it
+        if hasattr(getattr(one, "__dict__", _NOTHING).get("basic_publish"), "_original_function"):
+            guard.mistake(
+                "instrumenting pika",
+                "opentelemetry.instrumentation.pika has instrumented a channel, and a channel stays so; queueprop "
+                "leaves that one to it. To have queueprop's spans, never instrument it with the other",
+            )
+            return True
+    return False
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _channel_below(channel: Any) -> Any:

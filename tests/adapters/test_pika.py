@@ -6,6 +6,8 @@ import functools
 import gc
 import importlib
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -42,6 +44,15 @@ class Connection:
 
     def _send_method(self, number: int, method: Any, content: Any = None) -> None:
         self.sent.append((method, content))
+
+
+class Uncomparable:
+    """As numpy's arrays are: what they make of == has no truth."""
+
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("neither true nor false")
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -157,6 +168,40 @@ class TestPublish:
         assert connection.sent[0][1][0] is properties
         assert len(captured_spans) == 1
 
+    @pytest.mark.parametrize("empty", [{}, [], ()])
+    def test_empty_headers_of_any_kind_are_an_empty_table(
+        self, captured_spans: CapturedSpans, channel: Any, connection: Connection, empty: Any
+    ) -> None:
+        """As pika takes them; the context travels in a table of our own."""
+        properties = BasicProperties(headers=empty)
+        adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
+        assert list(connection.sent[0][1][0].headers) == ["traceparent"]
+        assert properties.headers is empty
+        assert len(empty) == 0
+
+    @pytest.mark.parametrize("headers", [{7: "a name"}, {"value": Uncomparable()}])
+    def test_headers_that_cannot_be_encoded_are_pika_s_to_refuse(
+        self, captured_spans: CapturedSpans, channel: Any, connection: Connection, headers: Any
+    ) -> None:
+        """They reach pika, which says what is wrong with them; nothing of ours stumbles over them first."""
+        properties = BasicProperties(headers=headers)
+        adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
+        sent = connection.sent[0][1][0]
+        with pytest.raises(Exception) as traced:  # noqa: PT011 - whatever pika raises, twice the same
+            sent.encode()
+        with pytest.raises(traced.type):
+            properties.encode()
+
+    def test_a_fault_of_ours_sends_the_caller_s_own_properties(
+        self, channel: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also when it comes up after the context was written."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        connection.params.frame_max = "unknown"
+        properties = BasicProperties(headers={"tenant": "a"})
+        adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
+        assert connection.sent[0][1][0] is properties
+
     def test_a_publish_that_fails_is_an_error(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """The exception is the caller's, and the span's."""
         channel._set_state(Channel.CLOSED)
@@ -261,13 +306,19 @@ class TestConsume:
             ({"x-delivery-count": 2}, True, 3),
             ({"x-delivery-count": 2}, False, 1),
             ({"x-delivery-count": "2"}, True, None),
+            ({"x-delivery-count": 0}, True, None),
+            ({"x-acquired-count": 3}, True, 4),
+            ({"x-acquired-count": 3, "x-delivery-count": 1}, True, 4),
             ({"x-death": []}, False, None),
         ],
     )
     def test_the_attempt_is_told_where_it_is_known(
         self, captured_spans: CapturedSpans, headers: Any, redelivered: bool, attempt: int | None
     ) -> None:
-        """Quorum queues count; a first delivery is the first; a count that was forwarded is not believed."""
+        """Quorum queues count; a first delivery is the first; a count that was forwarded is not believed.
+
+        From RabbitMQ 4.3 on x-delivery-count leaves out what was given back by a nack: x-acquired-count has all.
+        """
         with adapter.traced_message(delivery(headers, redelivered=redelivered)):
             pass
         assert only(captured_spans).attributes.get("queueprop.message.delivery_attempt") == attempt
@@ -345,14 +396,17 @@ class TestPull:
             _method_of(channel, "basic_get", lambda queue: delivery(exchange="events", routing_key="new"))
         )
         message = get("orders")
-        assert adapter._pulled.find(message[0]) is not None
         with adapter.traced_message(message):
             pass
         names = [span.name for span in captured_spans]
         assert names == ["poll events:new:orders", "process events:new:orders"]
-        del message
-        gc.collect()
-        assert adapter._pulled._found == {}
+
+    def test_a_pull_call_that_gives_none_for_an_empty_queue(
+        self, captured_spans: CapturedSpans, channel: Any
+    ) -> None:
+        """A function of the user's around basic_get: there is no span, and None is returned."""
+        assert adapter.traced_get(lambda queue: None)("orders") is None
+        assert len(captured_spans) == 0
 
     def test_a_pull_inside_a_pull_is_one(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """The explicit API above the instrumentor."""
@@ -401,6 +455,11 @@ class TestPull:
         assert adapter.traced_get(_method_of(channel, "basic_get", lambda queue: odd))("orders") is odd
 
 
+def kept() -> int:
+    """How many messages are remembered for their settlement."""
+    return sum(map(len, adapter._waiting._channels.values()))
+
+
 class TestSettle:
     def test_a_settlement_is_a_child_of_the_message_s_span(
         self, captured_spans: CapturedSpans, channel: Any, connection: Connection
@@ -411,25 +470,75 @@ class TestSettle:
         ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
         ack(1)
         ack(1)
-        process, settle = captured_spans
+        process, settle = (cast("Any", span) for span in captured_spans)
         assert (settle.name, settle.kind) == ("ack orders", SpanKind.CLIENT)
         assert settle.parent == process.context
+        assert settle.attributes["messaging.rabbitmq.message.delivery_tag"] == 1
         assert len(connection.sent) == 2
+
+    def test_a_batch_s_messages_are_settled_under_its_span(
+        self, captured_spans: CapturedSpans, channel: Any
+    ) -> None:
+        """Pulled one by one, handled at once, settled one by one."""
+        tags = iter((1, 2))
+        get = adapter.traced_get(
+            _method_of(channel, "basic_get", lambda queue: delivery(tag=next(tags))), settings=SETTLED
+        )
+        with adapter.traced_batch([get("orders"), get("orders")], settings=SETTLED):
+            pass
+        adapter.traced_settle(channel.basic_ack, settings=SETTLED)(2)
+        batch, settle = captured_spans[-2:]
+        assert settle.parent == batch.context
+
+    def test_the_ack_of_another_channel_s_delivery_is_none_of_this_message(
+        self, captured_spans: CapturedSpans, channel: Any, connection: Connection
+    ) -> None:
+        """Delivery tags count up on each channel alone: the same one elsewhere is another message."""
+        other = Channel(connection, 2, None)
+        other._set_state(Channel.OPEN)
+        ack = adapter.traced_settle(other.basic_ack, settings=SETTLED)
+        on_message: Any = adapter.traced_consumer(settings=SETTLED)(lambda *_: ack(1))
+        on_message(channel, *delivery(tag=1))
+        assert [span.name for span in captured_spans] == ["process orders"]
+
+    def test_a_settle_call_of_the_user_s_own_goes_through(self, channel: Any) -> None:
+        """It has no name of pika's, and no channel that is known."""
+
+        class Settle:
+            def __call__(self, tag: int) -> int:
+                return tag
+
+        assert adapter.traced_settle(lambda tag: tag, settings=SETTLED)(1) == 1
+        guarded = pytest.MonkeyPatch()
+        with guarded.context() as patch:
+            patch.setattr(guard, "raise_faults", False)
+            assert adapter.traced_settle(Settle(), settings=SETTLED)(1) == 1
+
+    def test_a_handler_that_is_given_no_channel_is_traced(self, captured_spans: CapturedSpans) -> None:
+        """What stands before the message may be anything."""
+        adapter.traced_consumer(settings=SETTLED)(lambda *_: None)("job 7", *delivery())
+        assert len(captured_spans) == 1
+
+    def test_an_ack_from_a_finalizer_does_not_wait_for_itself(self, channel: Any) -> None:
+        """A finalizer or a signal handler runs wherever the thread stands, also inside of what we keep."""
+        adapter.traced_consumer(settings=SETTLED)(lambda *_: None)(channel, *delivery())
+        ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
+
+        def ack_inside() -> None:
+            with adapter._waiting._lock:
+                ack(1)
+
+        thread = threading.Thread(target=ack_inside, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
 
     def test_by_default_there_is_none(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """Settings(settle_spans=False), and nothing is kept of the message."""
         adapter.traced_consumer(lambda *_: None)(channel, *delivery())
         adapter.traced_settle(channel.basic_ack)(1)
         assert len(captured_spans) == 1
-        assert adapter._unsettled.take(channel, 0, True) == []
-
-    def test_what_needs_no_ack_is_not_kept(self, channel: Any) -> None:
-        """A consumer with auto_ack, a pull with auto_ack."""
-        channel._consumers_with_noack.add("consumer")
-        adapter.traced_consumer(settings=SETTLED)(lambda *_: None)(channel, *delivery())
-        get = _method_of(channel, "basic_get", lambda queue, auto_ack: delivery())
-        adapter.traced_get(get, settings=SETTLED)("orders", auto_ack=True)
-        assert adapter._unsettled.take(channel, 0, True) == []
+        assert kept() == 0
 
     def test_what_was_pulled_is_settled_in_its_own_trace(
         self, captured_spans: CapturedSpans, channel: Any
@@ -475,7 +584,6 @@ class TestSettle:
         adapter.traced_consumer(settings=SETTLED)(lambda *_: None)(channel, *delivery())
         adapter.traced_settle(channel.basic_ack, settings=SETTLED)("one", multiple=True)
         assert len(connection.sent) == 1
-        adapter._unsettled.take(channel, 0, True)
 
     def test_with_multiple_all_up_to_the_tag_are_settled(
         self, captured_spans: CapturedSpans, channel: Any
@@ -492,6 +600,134 @@ class TestSettle:
         assert one.parent == captured_spans[2].context
 
 
+class TestMemory:
+    """With settle spans on, what is kept of messages is bounded, however their life ends."""
+
+    @pytest.fixture(autouse=True)
+    def _from_nothing(self) -> None:
+        gc.collect()
+        assert kept() == 0
+
+    def test_what_needs_no_ack_is_not_kept(self, channel: Any, settled: Any) -> None:
+        """auto_ack: of a consumer, of a pull, of an asynchronous pull."""
+        channel.basic_consume("orders", lambda *_: None, auto_ack=True, consumer_tag="consumer")
+        channel._consumers["consumer"](channel, *delivery())
+        channel.basic_get("orders", lambda *_: None, True)
+        channel._on_getok_callback(channel, *delivery(tag=2))
+        get = _method_of(channel, "basic_get", lambda queue, auto_ack: delivery(tag=3))
+        adapter.traced_get(get, settings=SETTLED)("orders", auto_ack=True)
+        assert kept() == 0
+
+    def test_nor_what_arrives_after_the_broker_has_cancelled_such_a_consumer(
+        self, channel: Any, settled: Any
+    ) -> None:
+        """The channel has forgotten by then that the consumer needs no ack, and messages wait still."""
+        channel.basic_consume("orders", lambda *_: None, auto_ack=True, consumer_tag="consumer")
+        callback = channel._consumers["consumer"]
+        channel._cleanup_consumer_ref("consumer")
+        callback(channel, *delivery())
+        assert kept() == 0
+
+    def test_the_explicit_api_asks_the_channel(self, channel: Any) -> None:
+        """Which knows whether a consumer needs no ack."""
+        channel._consumers_with_noack.add("consumer")
+        adapter.traced_consumer(settings=SETTLED)(lambda *_: None)(channel, *delivery())
+        assert kept() == 0
+
+    @pytest.mark.parametrize("name", ["basic_ack", "basic_nack", "basic_reject"])
+    def test_what_is_settled_is_gone(self, channel: Any, settled: Any, name: str) -> None:
+        """Requeued or not: a redelivery has a tag of its own."""
+        channel.basic_consume("orders", lambda *_: None, consumer_tag="consumer")
+        for tag in range(1, 51):
+            channel._consumers["consumer"](channel, *delivery(tag=tag))
+            assert kept() == 1
+            getattr(channel, name)(tag)
+        assert kept() == 0
+
+    def test_what_the_broker_is_asked_to_deliver_again_is_gone(self, channel: Any, settled: Any) -> None:
+        """basic_recover: all that is unsettled comes with new tags, and nobody will settle the old ones."""
+        channel._rpc = lambda *_: "recovering"
+        channel.basic_consume("orders", lambda *_: None, consumer_tag="consumer")
+        for tag in range(1, 51):
+            channel._consumers["consumer"](channel, *delivery(tag=tag))
+        assert kept() == 50
+        assert channel.basic_recover(requeue=True) == "recovering"
+        assert kept() == 0
+
+    def test_what_a_closed_channel_never_settled_goes_with_it(self, connection: Connection) -> None:
+        """Neither a message nor its handler keeps a channel alive."""
+        channel: Any = Channel(connection, 1, None)
+        channel._set_state(Channel.OPEN)
+        on_message: Any = adapter.traced_consumer(settings=SETTLED)(lambda channel, *_: channel)
+        for tag in range(1, 51):
+            on_message(channel, *delivery(tag=tag))
+        assert kept() == 50
+        channel._set_state(Channel.CLOSED)
+        del channel
+        gc.collect()
+        assert kept() == 0
+
+    def test_what_nobody_tells_us_of_is_bounded(
+        self, channel: Any, connection: Connection, captured_spans: CapturedSpans, monkeypatch: Any
+    ) -> None:
+        """A user who acks without traced_settle: the oldest go; the acks of those that are kept are still traced."""
+        monkeypatch.setattr(adapter, "_REMEMBERED", 10)
+        on_message: Any = adapter.traced_consumer(settings=SETTLED)(lambda *_: None)
+        for tag in range(1, 51):
+            on_message(channel, *delivery(tag=tag))
+            channel.basic_ack(tag)
+        assert kept() == 10
+        ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
+        ack(40)
+        assert len(captured_spans) == 50
+        ack(41)
+        assert captured_spans[-1].parent == captured_spans[40].context
+        assert len(connection.sent) == 52
+
+    def test_neither_bodies_nor_pika_s_objects_are_kept(self, channel: Any) -> None:
+        """Of a message that waits for its ack: it may be large, and there may be many."""
+        on_message: Any = adapter.traced_consumer(settings=SETTLED)(lambda *_: None)
+        body = bytes(1000)
+        references = sys.getrefcount(body)
+        methods: list[weakref.ref[Any]] = []
+        for tag in range(1, 11):
+            method, properties, _ = delivery(tag=tag)
+            methods.append(weakref.ref(method))
+            on_message(channel, method, properties, body)
+        del method
+        gc.collect()
+        assert kept() == 10
+        assert sys.getrefcount(body) == references
+        assert [method() for method in methods] == [None] * 10
+
+    def test_what_was_pulled_is_known_as_long_as_it_lives(self, channel: Any) -> None:
+        """Also when it is never settled: its queue is forgotten with pika's method object."""
+        get = adapter.traced_get(_method_of(channel, "basic_get", lambda queue: delivery()), settings=SETTLED)
+        messages = [get("orders") for _ in range(50)]
+        assert len(adapter._pulled._found) == 50
+        with adapter.traced_message(messages[0], settings=SETTLED):
+            pass
+        with adapter.traced_batch(messages, settings=SETTLED):
+            pass
+        del messages
+        gc.collect()
+        assert adapter._pulled._found == {}
+
+    def test_a_loop_that_is_over_is_not_kept(self, channel: Any) -> None:
+        """Of the explicit API, which knows no channel."""
+        for _ in adapter.traced_messages([delivery(tag=tag) for tag in range(50)], settings=SETTLED):
+            assert len(adapter._loose) <= 2
+        gc.collect()
+        assert len(adapter._loose) == 0
+
+    @pytest.fixture
+    def settled(self) -> Iterator[None]:
+        instrumentor = adapter.PikaInstrumentor()
+        instrumentor.instrument(settings=SETTLED)
+        yield
+        instrumentor.uninstrument()
+
+
 class TestInstrumentor:
     def test_a_facade_s_publish_has_one_span(
         self, captured_spans: CapturedSpans, instrumentor: Any, channel: Any, connection: Connection
@@ -504,6 +740,54 @@ class TestInstrumentor:
         facade.basic_publish("", "orders", b"hello")
         assert only(captured_spans).attributes["server.address"] == "rabbit.example"
         assert len(connection.sent) == 1
+
+    @pytest.mark.parametrize("level", ["channel", "facade"])
+    def test_a_channel_that_another_instrumentation_has_wrapped_is_left_to_it(
+        self,
+        captured_spans: CapturedSpans,
+        instrumentor: Any,
+        channel: Any,
+        connection: Connection,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        level: str,
+    ) -> None:
+        """By instrument_channel(), or before it was switched off: no publish, delivery, pull or cancel of ours there.
+
+        One warning; other channels are traced.
+        """
+        monkeypatch.setattr(guard, "_logged", set())
+        publish = channel.basic_publish
+
+        def wrapped(*args: Any, **kwargs: Any) -> None:
+            publish(*args, **kwargs)
+
+        wrapped._original_function = publish  # type: ignore[attr-defined]
+        facade = BlockingChannel.__new__(BlockingChannel)
+        facade._impl, facade._queue_consumer_generator = channel, None
+        channel._set_cookie(facade)
+        (channel if level == "channel" else facade).basic_publish = wrapped
+        channel.basic_publish("", "orders", b"hello")
+        channel.basic_consume("orders", lambda *_: None, consumer_tag="consumer")
+        channel._consumers["consumer"](channel if level == "channel" else facade, *delivery())
+        hooks = adapter._Hooks(engine_for(SETTLED), is_left_alone=adapter._is_wrapped_by_another)
+        hooks.get(lambda queue: delivery(), channel, ("orders",), {})
+        assert hooks.cancel(lambda: 0, facade if level == "facade" else channel, (), {}) == 0
+        assert len(connection.sent) == 2
+        assert len(captured_spans) == 0
+        [record] = [it for it in caplog.records if it.name == "queueprop"]
+        assert "opentelemetry.instrumentation.pika" in record.getMessage()
+        other = Channel(connection, 2, None)
+        other._set_state(Channel.OPEN)
+        other.basic_publish("", "orders", b"hello")
+        assert len(captured_spans) == 1
+
+    def test_a_fault_of_ours_does_not_stop_a_cancel(
+        self, owner: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A pika whose generators are kept elsewhere: cancelled as ever."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        assert adapter._Hooks(engine_for(SETTLED)).cancel(lambda: 0, owner, (), {}) == 0
 
     def test_the_callback_of_an_asynchronous_get_is_traced(
         self, captured_spans: CapturedSpans, instrumentor: Any, channel: Any
