@@ -8,6 +8,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import gc
+import os
+import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -29,7 +33,7 @@ from integration.brokers import Broker
 from integration.contract.run import only
 from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
 from integration.drivers.pika_loop import Loop
-from queueprop import Settings
+from queueprop import Settings, guard
 from queueprop.adapters import pika as adapter
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -41,8 +45,12 @@ class Spans:
         self._told = told
 
     @property
+    def everything(self) -> list[SpanRecord]:
+        return self._told.spans
+
+    @property
     def all(self) -> list[SpanRecord]:
-        return [span for span in self._told.spans if span.is_ours]
+        return [span for span in self.everything if span.is_ours]
 
     def of(self, operation: str) -> list[SpanRecord]:
         return [span for span in self.all if span.attributes["messaging.operation.type"] == operation]
@@ -199,6 +207,38 @@ class TestPublish:
         assert answers == ["Basic.Ack"]
         assert len(spans.all) == 1
 
+    def test_the_caller_s_properties_and_headers_stay_as_they_are(
+        self, on: Any, spans: Spans, channel: Any, queue: str
+    ) -> None:
+        """Shared between publishes and threads: what goes out is a copy, with everything that was in them."""
+        headers = {"tenant": "a", "nested": {"of": ["these"]}}
+        properties = pika.BasicProperties("text/plain", headers=headers, message_id="7", priority=3)
+        before = dict(vars(properties))
+        for _ in range(2):
+            channel.basic_publish("", queue, b"hello", properties)
+        assert vars(properties) == before
+        assert properties.headers is headers
+        assert headers == {"tenant": "a", "nested": {"of": ["these"]}}
+        wait_for(channel, queue, 2)
+        sent = [channel.basic_get(queue, auto_ack=True)[1] for _ in range(2)]
+        assert [sorted(it.headers) for it in sent] == [["nested", "tenant", "traceparent"]] * 2
+        assert {(it.content_type, it.message_id, it.priority) for it in sent} == {("text/plain", "7", 3)}
+        assert sent[0].headers["traceparent"] != sent[1].headers["traceparent"]
+
+    def test_headers_that_cannot_be_encoded_fail_as_they_do_without_queueprop(
+        self, spans: Spans, channel: Any, queue: str
+    ) -> None:
+        """A name that is no text: the very error that pika raises, and the channel works on."""
+        errors = []
+        for tracing in (contextlib.nullcontext(), instrumented()):
+            with tracing, pytest.raises(Exception) as raised:  # noqa: PT011 - whatever it is
+                channel.basic_publish("", queue, b"hello", pika.BasicProperties(headers={7: "name"}))
+            errors.append((raised.type, str(raised.value)))
+        assert errors[0] == errors[1]
+        assert only(spans.all).status == "ERROR"
+        channel.basic_publish("", queue, b"hello")
+        wait_for(channel, queue)
+
     def test_headers_that_fill_the_frame_go_out_without_a_context(
         self, on: Any, spans: Spans, channel: Any, queue: str
     ) -> None:
@@ -256,6 +296,76 @@ class TestConsume:
         span = only(spans.of("process"))
         assert span.parent_id is None
         assert [link.trace_id for link in span.links] == [f"{ambient.trace_id:032x}"]
+
+    @pytest.mark.parametrize("style", ["SelectConnection", "AsyncioConnection"])
+    def test_the_callback_of_an_asynchronous_connection_runs_inside(
+        self, on: Any, spans: Spans, rabbitmq_url: str, channel: Any, style: str
+    ) -> None:
+        """Its message's CONSUMER span and baggage are current in it, and nothing is in the loop around it."""
+        loop = Loop(style, pika.URLParameters(rabbitmq_url))
+        queue = unique("orders")
+        loop.channel.queue_declare(queue, exclusive=True, callback=loop.stop)
+        loop.run()
+        for tenant in ("41", "42"):
+            token = context.attach(baggage.set_baggage("tenant", tenant))
+            loop.channel.basic_publish("", queue, tenant.encode())
+            context.detach(token)
+        inside: list[Any] = []
+        around: list[Any] = []
+
+        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            inside.append((current(), baggage.get_baggage("tenant"), body.decode()))
+
+        def tick() -> None:
+            around.append((current(), baggage.get_baggage("tenant")))
+            if len(inside) == 2:
+                loop.stop()
+            else:
+                loop.native.call_later(0.005, tick)
+
+        loop.channel.basic_consume(queue, on_message, auto_ack=True)
+        loop.native.call_later(0.005, tick)
+        loop.run()
+        loop.close()
+        processes = spans.of("process")
+        assert inside == [(processes[0].context, "41", "41"), (processes[1].context, "42", "42")]
+        assert set(around) == {(NOTHING, None)}
+        assert [(it.trace_id, it.parent_id) for it in processes] == [it.context for it in spans.of("send")]
+
+    @pytest.mark.parametrize("inner", ["consume()", "basic_get"])
+    def test_a_message_that_is_consumed_in_a_callback_has_its_own_trace(
+        self, on: Any, spans: Spans, connection: Any, channel: Any, queue: str, inner: str
+    ) -> None:
+        """A callback that waits for an answer: inside that one's span, and afterwards in its own again."""
+        answers = declared(channel)
+        channel.basic_publish("", queue, b"question")
+        channel.basic_publish("", answers, b"answer")
+        asking = connection.channel()
+        seen: list[tuple[str, str]] = []
+
+        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            seen.append(current())
+            if inner == "consume()":
+                for _ in asking.consume(answers, auto_ack=True):
+                    seen.append(current())
+                    break
+            else:
+                with adapter.traced_message(asking.basic_get(answers, auto_ack=True)):
+                    seen.append(current())
+            connection.process_data_events()
+            seen.append(current())
+            channel.stop_consuming()
+
+        channel.basic_consume(queue, on_message, auto_ack=True)
+        channel.start_consuming()
+        question, answer = spans.of("send")
+        outer, other = spans.of("process")
+        assert (outer.trace_id, outer.parent_id) == question.context
+        assert (other.trace_id, other.parent_id) == answer.context
+        assert [link.context for link in other.links] == [answer.context, outer.context]
+        assert seen == [outer.context, other.context, outer.context]
+        assert outer.start < other.start < other.end < outer.end
+        assert current() == NOTHING
 
     def test_several_consumers_of_a_channel_do_not_nest(self, on: Any, spans: Spans, channel: Any) -> None:
         """Each callback is in its own message's trace, and between two of them nothing is current."""
@@ -389,19 +499,26 @@ class TestGenerator:
         assert len(spans.of("process")) == 3
         assert spans.complaints == []
 
-    def test_a_kept_generator_keeps_its_scope_until_cancel(
-        self, on: Any, spans: Spans, channel: Any, queue: str
+    @pytest.mark.parametrize("end", ["cancel", "close", "drop"])
+    def test_a_kept_generator_keeps_its_scope_until_it_is_closed_or_dropped(
+        self, on: Any, spans: Spans, channel: Any, queue: str, end: str
     ) -> None:
-        """After break a generator in a variable is not over; cancel(), or close(), ends its message."""
+        """After break a generator in a variable is not over; cancel() and close() end its message, and so does del."""
         channel.basic_publish("", queue, b"hello")
         loop = channel.consume(queue)
         for _ in loop:
             break
         assert current() != NOTHING
-        channel.cancel()
+        if end == "cancel":
+            channel.cancel()
+            assert list(loop) == []
+        elif end == "close":
+            loop.close()
+            assert list(loop) == []
+        else:
+            del loop
         assert current() == NOTHING
         assert len(spans.of("process")) == 1
-        assert list(loop) == []
 
     def test_a_second_consume_goes_on_where_the_first_ended(
         self, on: Any, spans: Spans, channel: Any, queue: str
@@ -567,13 +684,12 @@ class TestSettle:
         assert first.trace_id == spans.of("send")[2].trace_id
         assert channel.queue_declare(queue, passive=True).method.message_count == 0
 
-    def test_what_pika_itself_gives_back_makes_no_span(
+    def test_cancel_settles_what_was_fetched_in_each_message_s_trace(
         self, on: Any, spans: Spans, channel: Any, queue: str
     ) -> None:
-        """cancel() rejects what was prefetched and never handed over: no settlement of the user's."""
+        """cancel() rejects what was fetched and never handed over: a settle span each, and no CONSUMER span."""
         for number in range(5):
             channel.basic_publish("", queue, str(number).encode())
-        wait_for(channel, queue, 5)
         for method, _, _ in channel.consume(queue):
             channel.basic_ack(method.delivery_tag)
             break
@@ -582,8 +698,51 @@ class TestSettle:
             "4",
         )
         channel.cancel()
-        assert len(spans.of("settle")) == 1
-        assert len(spans.of("process")) == 1
+        sends, process, (ack, *rejects) = spans.of("send"), only(spans.of("process")), spans.of("settle")
+        assert (ack.name, ack.parent_id) == (f"ack {queue}", process.span_id)
+        assert [it.name for it in rejects] == [f"reject {queue}"] * 4
+        assert [(it.trace_id, it.parent_id) for it in rejects] == [it.context for it in sends[1:]]
+        wait_for(channel, queue, 4)
+        channel.basic_get(queue, auto_ack=True)  # it was given back, and comes again
+        assert spans.of("receive")[0].links[0].trace_id == sends[1].trace_id
+
+    @pytest.mark.parametrize("end", ["acked", "requeued", "recovered", "channel", "consumer", "connection"])
+    def test_nothing_is_kept_of_messages_that_are_over(
+        self, on: Any, spans: Spans, rabbitmq_url: str, end: str
+    ) -> None:
+        """However they end: what is remembered for settle spans is gone with them, on a channel that lives on."""
+        connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
+        channel = connection.channel()
+        queue = declared(channel)
+        handled: list[Any] = []
+        channel.basic_consume(queue, lambda *message: handled.append(message[1]), consumer_tag="ours")
+        for _ in range(20):
+            channel.basic_publish("", queue, b"hello")
+        wait_until(lambda: connection.process_data_events(0.01) or len(handled) == 20, "20 messages")
+        assert _kept() == 20
+        if end == "acked":
+            channel.basic_ack(0, multiple=True)
+        elif end == "requeued":
+            channel.basic_cancel("ours")
+            channel.basic_nack(handled[-1].delivery_tag, multiple=True)
+        elif end == "recovered":
+            channel.basic_cancel("ours")
+            channel.basic_recover(requeue=True)
+        elif end == "consumer":
+            channel.queue_delete(queue)  # the broker cancels its consumers
+            connection.process_data_events(0.01)
+            channel.basic_ack(0, multiple=True)
+        if end == "channel":
+            channel.close()
+        if end == "connection":
+            connection.close()
+        if end in ("channel", "connection"):
+            del channel, handled
+            gc.collect()
+        assert _kept() == 0
+        assert adapter._pulled._found == {}
+        if end != "connection":
+            connection.close()
 
     def test_what_needs_no_ack_is_not_kept(self, on: Any, spans: Spans, channel: Any, queue: str) -> None:
         """auto_ack: nothing waits for a settlement, by whatever way it came."""
@@ -597,6 +756,10 @@ class TestSettle:
         channel.basic_ack(0, multiple=True)
         assert len(spans.of("send")) == 3
         assert spans.of("settle") == []
+
+
+def _kept() -> int:
+    return sum(map(len, adapter._waiting._channels.values()))
 
 
 # Names
@@ -760,11 +923,146 @@ class TestQueues:
         assert len(processes) == times
 
 
+# Another instrumentation
+
+
+class TestRival:
+    """opentelemetry-instrumentation-pika. It wraps each channel that a connection makes while it is on."""
+
+    @pytest.fixture
+    def rival(self) -> Iterator[Any]:
+        module = pytest.importorskip("opentelemetry.instrumentation.pika")
+        rival = module.PikaInstrumentor()
+        yield rival
+        if rival.is_instrumented_by_opentelemetry:
+            rival.uninstrument()
+
+    @pytest.fixture(autouse=True)
+    def _said_nothing_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "_logged", set())
+
+    @pytest.mark.parametrize("first", ["ours", "the other"])
+    @pytest.mark.parametrize("style", ["callback", "consume()", "SelectConnection", "AsyncioConnection"])
+    def test_it_keeps_the_library_whichever_was_first(
+        self, spans: Spans, rabbitmq_url: str, rival: Any, first: str, style: str
+    ) -> None:
+        """Its spans, as many as without us; none of ours; one warning that names it; and messages pass."""
+        rival.instrument()
+        assert _exchanged(rabbitmq_url, style) == [b"one", b"two"]
+        alone = [span.name for span in spans.everything]
+        rival.uninstrument()
+        if first == "the other":
+            rival.instrument()
+        with instrumented():
+            if first == "ours":
+                rival.instrument()
+            assert _exchanged(rabbitmq_url, style) == [b"one", b"two"]
+        both = [span.name for span in spans.everything][len(alone) :]
+        assert len(alone) >= 2
+        assert _without_queues(both) == _without_queues(alone)
+        assert spans.all == []
+        warnings = [text for text in spans.complaints if "opentelemetry.instrumentation.pika" in text]
+        assert len(warnings) == 1
+        assert "uninstrument" in warnings[0]
+
+    def test_uninstrumenting_ours_does_the_other_no_harm(
+        self, spans: Spans, rabbitmq_url: str, rival: Any
+    ) -> None:
+        """On and off around a channel of its own making, which it goes on to trace."""
+        with instrumented():
+            rival.instrument()
+            connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
+            channel = connection.channel()
+            queue = declared(channel)
+        channel.basic_publish("", queue, b"hello")
+        got: list[bytes] = []
+        consume(channel, queue, lambda *message: got.append(message[3]))
+        connection.close()
+        assert got == [b"hello"]
+        assert spans.all == []
+        assert {span.kind for span in spans.everything} == {"PRODUCER", "CONSUMER"}
+        rival.uninstrument()
+        with instrumented():
+            _exchanged(rabbitmq_url, "callback")
+        assert len(spans.of("send")) == len(spans.of("process")) == 2
+
+    def test_a_channel_that_it_has_wrapped_stays_with_it(
+        self, spans: Spans, rabbitmq_url: str, rival: Any
+    ) -> None:
+        """Switched off it goes on to trace its channels: ours has the new ones, and no message has spans of both."""
+        rival.instrument()
+        with instrumented(), pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+            old = connection.channel()
+            queue = declared(old)
+            rival.uninstrument()
+            old.basic_publish("", queue, b"hello")
+            consume(old, queue, lambda *_: None)
+            assert spans.all == []
+            assert {span.kind for span in spans.everything} == {"PRODUCER", "CONSUMER"}
+            new = connection.channel()
+            new.basic_publish("", queue, b"hello")
+            consume(new, queue, lambda *_: None)
+        assert [span.kind for span in spans.all] == ["PRODUCER", "CONSUMER"]
+
+    def test_a_channel_that_was_given_to_it_alone_is_left_to_it(
+        self, spans: Spans, channel: Any, queue: str, rival: Any
+    ) -> None:
+        """PikaInstrumentor.instrument_channel(channel): no span is doubled there, and one warning says why."""
+        with instrumented():
+            type(rival).instrument_channel(channel)
+            channel.basic_publish("", queue, b"hello")
+            consume(channel, queue, lambda *_: None)
+        assert spans.all == []
+        assert [span.kind for span in spans.everything] == ["PRODUCER", "CONSUMER"]
+        assert len([text for text in spans.complaints if "instrumentation.pika" in text]) == 1
+
+
+def _exchanged(url: str, style: str) -> list[bytes]:
+    """Two messages, sent and handled."""
+    got: list[bytes] = []
+    if style in ("callback", "consume()"):
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            channel = connection.channel()
+            queue = declared(channel)
+            for body in (b"one", b"two"):
+                channel.basic_publish("", queue, body)
+            if style == "callback":
+                consume(channel, queue, lambda *message: got.append(message[3]), 2)
+                return got
+            for _, _, body in channel.consume(queue, auto_ack=True):
+                got.append(body)
+                if len(got) == 2:
+                    return got
+    loop = Loop(style, pika.URLParameters(url))
+    queue = unique("orders")
+    loop.channel.queue_declare(queue, exclusive=True, callback=loop.stop)
+    loop.run()
+    for body in (b"one", b"two"):
+        loop.channel.basic_publish("", queue, body)
+
+    def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        got.append(body)
+        if len(got) == 2:
+            loop.stop()
+
+    loop.channel.basic_consume(queue, on_message, auto_ack=True)
+    loop.run()
+    loop.close()
+    return got
+
+
+def _without_queues(names: list[str]) -> list[str]:
+    """Each exchange has a queue of its own."""
+    return sorted(name.split()[-1] for name in names)
+
+
 # A broker that goes away
 
 
 class TestOutages:
-    """The same run without and with queueprop: as many deliveries, as many messages left and dead, and no orphan."""
+    """The same run without and with queueprop: as many deliveries, as many messages left, unacked and dead, and no
+    orphan.
+    """
 
     def test_a_connection_that_the_broker_closes(self, spans: Spans, rabbitmq_url: str) -> None:
         """In the middle of a callback, by an oversized frame: what was unacked comes again, in its trace."""
@@ -774,71 +1072,134 @@ class TestOutages:
             channel.basic_publish("", "nowhere", b"", properties)
             channel.connection.process_data_events(5)
 
-        self._compare(spans, lambda: rabbitmq_url, interrupt)
+        self._compare(spans, rabbitmq_url, interrupt)
 
     def test_a_channel_that_the_broker_closes(self, spans: Spans, rabbitmq_url: str) -> None:
         """By an ack of an unknown delivery."""
 
         def interrupt(channel: Any) -> None:
             channel.basic_ack(4711)
-            channel.connection.process_data_events(5)
+            wait_until(lambda: channel.connection.process_data_events(0.01) or channel.is_closed, "closed")
 
-        self._compare(spans, lambda: rabbitmq_url, interrupt)
+        self._compare(spans, rabbitmq_url, interrupt)
 
-    def test_a_broker_that_is_stopped_and_started(self, spans: Spans, private_rabbitmq: Broker) -> None:
-        """Durable queues and persistent messages outlive it, and so do their contexts."""
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_consumer_that_is_killed(self, spans: Spans, rabbitmq_url: str) -> None:
+        """A process that ends by SIGKILL in the middle of a callback; another one goes on where it was."""
 
         def interrupt(channel: Any) -> None:
+            trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        self._compare(spans, rabbitmq_url, interrupt, killed=1)
+
+    def test_a_broker_that_is_stopped_and_started(self, spans: Spans, private_rabbitmq: Broker) -> None:
+        """Durable queues and persistent messages outlive it, and so do their contexts.
+
+        Both runs are interrupted by one and the same restart: the traced one runs inside the plain one's interruption.
+        """
+        traced: dict[str, Any] = {}
+
+        def restart(channel: Any) -> None:
             private_rabbitmq.restart()
 
-        self._compare(spans, lambda: private_rabbitmq.url, interrupt)
+        def interrupt(channel: Any) -> None:
+            with instrumented():
+                traced.update(_interrupted_run(private_rabbitmq.url, restart))
 
-    def _compare(self, spans: Spans, url: Callable[[], str], interrupt: Callable[[Any], None]) -> None:
-        plain = _interrupted_run(url(), interrupt)
+        plain = _interrupted_run(private_rabbitmq.url, interrupt)
+        _assert_no_orphan(spans, plain, traced)
+
+    def _compare(self, spans: Spans, url: str, interrupt: Callable[[Any], None], killed: int = 0) -> None:
+        plain = _interrupted_run(url, interrupt, forked=bool(killed))
         with instrumented():
-            traced = _interrupted_run(url(), interrupt)
-        assert traced == plain
-        sends, processes = spans.of("send"), spans.of("process")
-        published = {span.context for span in sends}
-        assert len(processes) == plain["deliveries"]
-        assert {(span.trace_id, span.parent_id) for span in processes} <= published
-        assert current() == NOTHING
+            traced = _interrupted_run(url, interrupt, forked=bool(killed))
+        _assert_no_orphan(spans, plain, traced, killed)
 
 
-def _interrupted_run(url: str, interrupt: Callable[[Any], None]) -> dict[str, Any]:
-    """Ten messages, one of which is dead-lettered; the sixth delivery is interrupted before it is settled."""
-    queue, dead = unique("orders"), unique("dead")
-    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
-    deliveries: list[bytes] = []
+def _assert_no_orphan(spans: Spans, plain: Any, traced: Any, killed: int = 0) -> None:
+    """``killed`` is the number of deliveries whose process ended in the middle of them, and their spans with it."""
+    assert traced == plain
+    assert (plain["left"], plain["unacked"], plain["dead"]) == (1, 1, 1)
+    assert plain["deliveries"][5:7] == ["5", "5"], "it was interrupted, and came again"
+    published = {span.context for span in spans.of("send")}
+    processes = spans.of("process")
+    assert len(processes) == len(plain["deliveries"]) - killed
+    assert {(span.trace_id, span.parent_id) for span in processes} <= published
+    assert current() == NOTHING
 
-    def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        deliveries.append(body)
-        if len(deliveries) == 6:
-            interrupt(channel)
-        if body == b"3":
-            channel.basic_reject(method.delivery_tag, requeue=False)
-        else:
-            channel.basic_ack(method.delivery_tag)
 
+def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = False) -> dict[str, Any]:
+    """Ten messages. One is dead-lettered, one never settled, one never handled; the sixth delivery is interrupted
+    before it is settled.
+    """
+    queue, dead, handled = unique("orders"), unique("dead"), _Told()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         channel.queue_declare(dead, durable=True)
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
         channel.queue_declare(queue, durable=True, arguments=arguments)
         for number in range(10):
             properties = pika.BasicProperties(delivery_mode=2)
             channel.basic_publish("", queue, str(number).encode(), properties)
-    while len(set(deliveries)) < 9:  # the tenth stays
-        with contextlib.suppress(AMQPError), pika.BlockingConnection(pika.URLParameters(url)) as connection:
-            channel = connection.channel()
-            channel.basic_qos(prefetch_count=1)
-            channel.basic_consume(queue, on_message)
-            while len(set(deliveries)) < 9:
-                connection.process_data_events(1)
-            channel.stop_consuming()
+    if forked:
+        _in_a_child(lambda: _handle_nine(url, queue, handled, interrupt))
+    unacked = None
+    while unacked is None:
+        with contextlib.suppress(AMQPError):
+            unacked = _handle_nine(url, queue, handled, interrupt)
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
-        wait_for(channel, queue)
+        wait_for(channel, queue, 2)
         wait_for(channel, dead)
-        left, lost = (channel.queue_delete(name).method.message_count for name in (queue, dead))
-    return {"deliveries": len(deliveries), "bodies": deliveries, "left": left, "dead": lost}
+        both, lost = (channel.queue_delete(name).method.message_count for name in (queue, dead))
+    return {"deliveries": handled.bodies, "left": both - unacked, "unacked": unacked, "dead": lost}
+
+
+def _handle_nine(url: str, queue: str, handled: _Told, interrupt: Callable[[Any], None]) -> int:
+    """Consumes until nine have been handled. The number of messages that are unacked then."""
+
+    def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        handled.add(body)
+        if len(handled.bodies) == 6:
+            interrupt(channel)
+        if body == b"3":
+            channel.basic_reject(method.delivery_tag, requeue=False)
+        elif body != b"7":
+            channel.basic_ack(method.delivery_tag)
+
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(queue, on_message, consumer_tag="ours")
+        while len(set(handled.bodies)) < 9:
+            connection.process_data_events(1)
+        channel.basic_cancel("ours")  # gives back what was fetched and not handled
+        wait_for(channel, queue)
+        ready: int = channel.queue_declare(queue, passive=True).method.message_count
+    return 2 - ready
+
+
+class _Told:
+    """The bodies that were handled, by whatever process."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 - it lives as long as this
+
+    def add(self, body: bytes) -> None:
+        self._file.write(body)
+
+    @property
+    def bodies(self) -> list[str]:
+        return list(os.pread(self._file.fileno(), 100, 0).decode())
+
+
+def _in_a_child(work: Callable[[], object]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL

@@ -193,7 +193,11 @@ class TestPublish:
             properties.encode()
 
     def test_a_fault_of_ours_sends_the_caller_s_own_properties(
-        self, channel: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch
+        self,
+        captured_spans: CapturedSpans,
+        channel: Any,
+        connection: Connection,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Also when it comes up after the context was written."""
         monkeypatch.setattr(guard, "raise_faults", False)
@@ -201,6 +205,7 @@ class TestPublish:
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
+        assert len(captured_spans) == 1
 
     def test_a_publish_that_fails_is_an_error(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """The exception is the caller's, and the span's."""
@@ -781,6 +786,29 @@ class TestInstrumentor:
         other._set_state(Channel.OPEN)
         other.basic_publish("", "orders", b"hello")
         assert len(captured_spans) == 1
+
+    @pytest.mark.parametrize("auto_ack", [False, True])
+    def test_what_a_cancel_gives_back_is_settled_in_its_own_trace(
+        self, captured_spans: CapturedSpans, channel: Any, auto_ack: bool
+    ) -> None:
+        """Fetched and never handed over: a settle span below its creation context; none where it needs no ack."""
+        facade = BlockingChannel.__new__(BlockingChannel)
+        method, properties, body = delivery(
+            {"traceparent": TRACEPARENT}, exchange="events", routing_key="new"
+        )
+        events = [SimpleNamespace(method=method, properties=properties, body=body), SimpleNamespace()]
+        facade._impl, facade._connection = channel, SimpleNamespace(_impl=channel.connection)
+        facade._queue_consumer_generator = SimpleNamespace(
+            params=("mails", auto_ack, False), pending_events=events
+        )
+        reject = adapter.traced_settle(channel.basic_reject, settings=SETTLED)
+        adapter._Hooks(engine_for(SETTLED)).cancel(lambda: reject(1), facade, (), {})
+        if auto_ack:
+            assert len(captured_spans) == 0
+            return
+        span = only(captured_spans)
+        assert (span.name, span.kind) == ("reject events:new:mails", SpanKind.CLIENT)
+        assert span.context.trace_id == TRACE_ID
 
     def test_a_fault_of_ours_does_not_stop_a_cancel(
         self, owner: Any, monkeypatch: pytest.MonkeyPatch
