@@ -941,6 +941,13 @@ class TestRival:
     def _said_nothing_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guard, "_logged", set())
 
+    @pytest.fixture(autouse=True)
+    def _what_it_leaves_current_is_taken_away(self) -> Iterator[None]:
+        """It never ends the scope of the last message of a loop."""
+        token = context.attach(context.get_current())
+        yield
+        context.detach(token)
+
     @pytest.mark.parametrize("first", ["ours", "the other"])
     @pytest.mark.parametrize("style", ["callback", "consume()", "SelectConnection", "AsyncioConnection"])
     def test_it_keeps_the_library_whichever_was_first(
@@ -958,7 +965,8 @@ class TestRival:
                 rival.instrument()
             assert _exchanged(rabbitmq_url, style) == [b"one", b"two"]
         both = [span.name for span in spans.everything][len(alone) :]
-        assert len(alone) >= 2
+        # An older one knows no asynchronous connections. With ours on top, they stay untraced, too.
+        assert len(alone) >= 2 or style.endswith("Connection")
         assert _without_queues(both) == _without_queues(alone)
         assert spans.all == []
         warnings = [text for text in spans.complaints if "opentelemetry.instrumentation.pika" in text]
