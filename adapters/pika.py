@@ -20,9 +20,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -692,30 +692,30 @@ class _Waiting:
     """Deliveries that wait for their ack, by channel and delivery tag. Kept only where settlements are traced.
 
     Nobody may ever tell of a settlement (a user who does not wrap the call): then the oldest go.
+
+    There is no lock, since signal handlers and finalizers run wherever a thread stands, and may settle, too; and a
+    process may fork while another thread is here. Each step on a dictionary is atomic.
     """
 
     def __init__(self) -> None:
-        # Reentrant: a signal handler and a finalizer run wherever the thread stands, and may settle, too.
-        self._lock = threading.RLock()
-        self._channels: weakref.WeakKeyDictionary[Channel, dict[int, _Unsettled]] = (
+        self._channels: weakref.WeakKeyDictionary[Channel, OrderedDict[int, _Unsettled]] = (
             weakref.WeakKeyDictionary()
         )
 
     def add(self, channel: Any, tag: int, unsettled: _Unsettled) -> None:
-        with self._lock:
-            waiting = self._channels.setdefault(_channel_below(channel), {})
-            waiting[tag] = unsettled
-            if len(waiting) > _REMEMBERED:
-                del waiting[next(iter(waiting))]
+        waiting = self._channels.setdefault(_channel_below(channel), OrderedDict())
+        waiting[tag] = unsettled
+        if len(waiting) > _REMEMBERED:
+            waiting.popitem(last=False)
 
     def take(self, channel: Any, tag: int, multiple: bool) -> list[_Unsettled]:
         """The deliveries that a settlement is about; with ``multiple`` all up to its tag, and 0 is all."""
-        if not _is_channel(channel):
+        waiting = self._channels.get(_channel_below(channel)) if _is_channel(channel) else None
+        if not waiting:
             return []
-        with self._lock:
-            waiting = self._channels.get(_channel_below(channel), {})
-            tags = [it for it in sorted(waiting) if it <= tag or not tag] if multiple else [tag]
-            return [waiting.pop(it) for it in tags if it in waiting]
+        tags = [it for it in sorted(waiting) if it <= tag or not tag] if multiple else [tag]
+        taken = [waiting.pop(it, None) for it in tags]
+        return [one for one in taken if one is not None]
 
 
 _REMEMBERED = 10_000  # of one channel

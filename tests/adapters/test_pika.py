@@ -6,7 +6,6 @@ import functools
 import gc
 import importlib
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -523,20 +522,6 @@ class TestSettle:
         """What stands before the message may be anything."""
         adapter.traced_consumer(settings=SETTLED)(lambda *_: None)("job 7", *delivery())
         assert len(captured_spans) == 1
-
-    def test_an_ack_from_a_finalizer_does_not_wait_for_itself(self, channel: Any) -> None:
-        """A finalizer or a signal handler runs wherever the thread stands, also inside of what we keep."""
-        adapter.traced_consumer(settings=SETTLED)(lambda *_: None)(channel, *delivery())
-        ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
-
-        def ack_inside() -> None:
-            with adapter._waiting._lock:
-                ack(1)
-
-        thread = threading.Thread(target=ack_inside, daemon=True)
-        thread.start()
-        thread.join(10)
-        assert not thread.is_alive()
 
     def test_by_default_there_is_none(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """Settings(settle_spans=False), and nothing is kept of the message."""
