@@ -295,10 +295,14 @@ class _Hooks:
         """A handler that runs inside its message's span, whatever it is given before and behind the message."""
 
         def begin(args: Arguments, kwargs: Options) -> Process | None:
-            for index, argument in enumerate(args):
+            given = (*args, *kwargs.values()) if kwargs else args
+            for index, argument in enumerate(given):
                 if isinstance(argument, _DELIVERIES):
-                    channel = args[index - 1] if index else None
-                    return self.process(args[index : index + 3], channel, queue, destination, auto_ack)
+                    properties, body = (*given[index + 1 : index + 3], None, None)[:2]
+                    if properties is None:
+                        return None
+                    channel = given[index - 1] if index else None
+                    return self.process((argument, properties, body), channel, queue, destination, auto_ack)
             return None
 
         return run_inside(callback, begin)

@@ -292,6 +292,74 @@ class TestConsume:
         adapter.traced_consumer(destination=orders)(lambda *_: None)(channel, *delivery())
         assert [span.name for span in captured_spans] == ["process orders", "process all orders"]
 
+    @pytest.mark.parametrize(
+        "names", [(), ("body",), ("properties", "body"), ("method", "properties", "body")]
+    )
+    def test_a_handler_may_be_called_by_names(
+        self, captured_spans: CapturedSpans, channel: Any, names: tuple[str, ...]
+    ) -> None:
+        """As a dispatcher of the user's may do it, in the order in which pika gives them."""
+        arguments = dict(
+            zip(("channel", "method", "properties", "body"), (channel, *delivery()), strict=True)
+        )
+        named = {name: arguments.pop(name) for name in names}
+
+        @adapter.traced_consumer
+        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> tuple[bytes, bool]:
+            return body, current().is_valid
+
+        assert on_message(*arguments.values(), **named) == (b"hello", True)
+        assert only(captured_spans).name == "process orders"
+
+    def test_a_handler_may_leave_the_body_out(self, captured_spans: CapturedSpans, channel: Any) -> None:
+        """A function of the user's behind the callback; with no properties there is no message to tell of."""
+        method, properties, _ = delivery({"traceparent": TRACEPARENT})
+        handle: Any = adapter.traced_consumer(lambda *_: current().is_valid)
+        assert handle(channel, method, properties) is True
+        assert handle(channel, method) is False
+        assert only(captured_spans).context.trace_id == TRACE_ID
+
+    @pytest.mark.parametrize("kind", ["function", "method", "partial", "object", "class", "slots"])
+    def test_a_callback_of_any_kind_is_given_its_message_inside(
+        self, captured_spans: CapturedSpans, instrumentor: Any, channel: Any, kind: str
+    ) -> None:
+        """What pika registers and calls: it gets the four arguments, as they are, inside the message's span."""
+        seen: list[Any] = []
+
+        def function(*message: Any) -> None:
+            seen.extend((*message, current().is_valid))
+
+        class Handler:
+            def __call__(self, *message: Any) -> None:
+                function(*message)
+
+            on_message = __call__
+
+        class Slots:
+            __slots__ = ("tenant",)
+
+            def __call__(self, *message: Any) -> None:
+                function(*message)
+
+        class Handled:
+            def __init__(self, *message: Any) -> None:
+                function(*message)
+
+        callbacks = {
+            "function": function,
+            "method": Handler().on_message,
+            "partial": functools.partial(lambda tenant, *message: function(*message), "a"),
+            "object": Handler(),
+            "class": Handled,
+            "slots": Slots(),
+        }
+        message = delivery()
+        channel._rpc = lambda *_: None
+        channel.basic_consume("orders", callbacks[kind], consumer_tag="consumer")
+        channel._consumers["consumer"](channel, *message)
+        assert seen == [channel, *message, True]
+        assert len(captured_spans) == 1
+
     def test_called_without_a_message_it_is_just_the_function(self, captured_spans: CapturedSpans) -> None:
         """As a unit test of the user's may call it."""
         assert adapter.traced_consumer(lambda *args: args)("no", "message") == ("no", "message")
