@@ -639,20 +639,29 @@ class TestSettle:
         assert (span.kind, span.name) == ("CLIENT", f"{operation} {queue}")
         assert (span.trace_id, span.parent_id) == spans.of("process")[0].context
 
-    def test_an_ack_from_another_thread_is_in_the_message_s_trace(
-        self, on: Any, spans: Spans, connection: Any, channel: Any, queue: str
+    @pytest.mark.parametrize(
+        ("operation", "options"), [("ack", {}), ("nack", {"requeue": False}), ("reject", {"requeue": False})]
+    )
+    def test_a_settlement_from_another_thread_is_in_the_message_s_trace(
+        self,
+        on: Any,
+        spans: Spans,
+        connection: Any,
+        channel: Any,
+        queue: str,
+        operation: str,
+        options: dict[str, bool],
     ) -> None:
-        """The handler hands work to a thread, which acks through add_callback_threadsafe when the span is long over."""
+        """The handler hands work to a thread, which settles through add_callback_threadsafe when the span is over."""
         with ambient_span():
             channel.basic_publish("", queue, b"hello")
         threads: list[threading.Thread] = []
 
         def settle(tag: int) -> None:
-            channel.basic_ack(tag)
+            getattr(channel, f"basic_{operation}")(tag, **options)
             channel.stop_consuming()
 
         def work(tag: int) -> None:
-            time.sleep(0.05)
             connection.add_callback_threadsafe(lambda: settle(tag))
 
         def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
