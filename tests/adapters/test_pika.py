@@ -178,7 +178,10 @@ class TestPublish:
         assert properties.headers is empty
         assert len(empty) == 0
 
-    @pytest.mark.parametrize("headers", [{7: "a name"}, {"value": Uncomparable()}])
+    @pytest.mark.parametrize(
+        "headers",
+        [{7: "a name"}, {"value": Uncomparable()}, {"value": Uncomparable(), "traceparent": "stale"}],
+    )
     def test_headers_that_cannot_be_encoded_are_pika_s_to_refuse(
         self, captured_spans: CapturedSpans, channel: Any, connection: Connection, headers: Any
     ) -> None:
@@ -626,11 +629,12 @@ class TestSettle:
     def test_a_loop_without_a_channel_settles_what_it_has_in_hand(
         self, captured_spans: CapturedSpans, channel: Any
     ) -> None:
-        """Inside the body; of another delivery tag nothing is known, and behind the loop neither."""
+        """Inside the body, once; of another delivery tag nothing is known, and behind the loop neither."""
         ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
         for method, _, _ in adapter.traced_messages([delivery(tag=7)], settings=SETTLED):
-            ack(method.delivery_tag)
             ack(8)
+            ack(method.delivery_tag)
+            ack(method.delivery_tag)
         ack(7)
         assert [span.name for span in captured_spans if span.kind is SpanKind.CLIENT] == ["ack orders"]
 
@@ -855,6 +859,8 @@ class TestInstrumentor:
             params=("mails", auto_ack, False), pending_events=events
         )
         reject = adapter.traced_settle(channel.basic_reject, settings=SETTLED)
+        adapter._Hooks(engine_for(SETTLED)).cancel(lambda: reject(1), facade, (), {})
+        facade._queue_consumer_generator = None  # cancelled twice
         adapter._Hooks(engine_for(SETTLED)).cancel(lambda: reject(1), facade, (), {})
         if auto_ack:
             assert len(captured_spans) == 0
