@@ -171,8 +171,9 @@ class PikaDriver(Driver):
     ) -> None:
         self._declare(quorum=refusal == "requeue")
         self._refusals[body] = refusal or "dead-letter"
+        # Rounded: the wait that is told then stays within the resolution, also where a connection is made first.
         properties = pika.BasicProperties(
-            headers=dict(headers) if headers else None, timestamp=int(time.time())
+            headers=dict(headers) if headers else None, timestamp=round(time.time())
         )
         self._publish(body, properties, way)
 
