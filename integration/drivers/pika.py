@@ -41,6 +41,9 @@ from queueprop.adapters import pika as adapter
 
 _FRAME_MAX = 131_072
 
+# A kind of connection each; what else there is runs the same code of ours.
+_SHOWN_WITH_MANY = ("callback", "consume()", "SelectConnection")
+
 
 class PikaDriver(Driver):
     """BlockingConnection. The queue is a classic one, but a quorum queue where redeliveries are counted."""
@@ -93,11 +96,16 @@ class PikaDriver(Driver):
         return style == "basic_get"
 
     @classmethod
+    def many(cls, column: Column) -> int:
+        return 10_000 if column.style in _SHOWN_WITH_MANY and column.api == "instrumentor" else 1_000
+
+    @classmethod
     def remarks(cls, column: Column) -> Mapping[int, str]:
+        remarks = {15: f"{cls.many(column):,} messages on one thread"}
         if column.style == "consume()":
             told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
-            return {9: told, 11: told, 25: told}
-        return {}
+            return {**remarks, 9: told, 11: told, 25: told}
+        return remarks
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
