@@ -7,7 +7,7 @@ ended it, so an exception in the body ends the span without an error on it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar, overload
 
 from opentelemetry.context import Context, attach, get_current
@@ -94,6 +94,25 @@ class Messages(_Loop, Generic[T]):
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
+
+
+class GeneratorMessages(Messages[T], Generator[T, Any, None]):
+    """As ``Messages``, where a library gave its caller a generator: it is one still."""
+
+    def __iter__(self) -> GeneratorMessages[T]:
+        return self
+
+    def send(self, value: Any) -> T:
+        return self._step(self._source.send, value)  # type: ignore[attr-defined]
+
+    def throw(self, *error: Any) -> T:
+        return self._step(self._source.throw, *error)  # type: ignore[attr-defined]
+
+    def _step(self, step: Callable[..., T], *given: Any) -> T:
+        self._move_on()
+        message = step(*given)
+        self._enter(message)
+        return message
 
 
 class AsyncMessages(_Loop, Generic[T]):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 from opentelemetry import trace
@@ -14,7 +14,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.iteration import AsyncMessages, Messages, iterate_inside
+from queueprop.iteration import AsyncMessages, GeneratorMessages, Messages, iterate_inside
 from queueprop.operations import Process
 
 from .telemetry import ORDERS, Telemetry, traceparent
@@ -229,6 +229,27 @@ class TestFor:
         for _ in messages:
             break
         assert list(messages) == [2, 3]
+
+    def test_a_generator_is_one_still(self, telemetry: Telemetry, loop: Loop) -> None:
+        """Where a library gives a generator, send() and throw() are steps of it, each inside its message's trace."""
+
+        def library() -> Generator[int, None, None]:
+            for number in (1, 2, 3):
+                with contextlib.suppress(LookupError):
+                    yield number
+
+        messages = GeneratorMessages(library(), loop.begin)
+        assert isinstance(messages, Generator)
+        assert iter(messages) is messages
+        for step in (
+            lambda: messages.send(None),
+            lambda: messages.throw(LookupError()),
+            lambda: next(messages),
+        ):
+            assert step() == trace_id()
+        messages.close()
+        assert trace_id() == 0
+        assert len(telemetry.spans) == 3
 
     def test_ten_thousand_messages(self, loop: Loop) -> None:
         """The very same context as before."""
