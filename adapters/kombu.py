@@ -7,37 +7,45 @@ Where a delivery meets the user's code is ``Consumer._receive_callback``: it kno
 there only buffers or dispatches (``SimpleQueue``, remote control, events, tasks): a CONSUMER span around it would be
 false, so there is none.
 
+``itermessages``, ``drain_consumer`` and ``collect_replies`` of kombu.common are loops over such a buffer: their bodies
+run inside each message's span. ``fetch`` and ``iterqueue`` of kombu.compat are pull calls. ``Exchange.publish`` and
+``Channel.basic_publish`` take what was made ready before, and stay as they are; so do remote control and events.
+
 ``messaging.system`` is ``rabbitmq`` for the amqp transports, else the broker: ``redis``, ``memory``, ``filesystem``.
 kombu gives every broker the exchanges and queues of AMQP, so destinations are named as RabbitMQ's everywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 import wrapt
-from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, get_current_span
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, propagation, rabbitmq
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import Scoped, run_inside
-from queueprop.iteration import Messages, iterate_inside
+from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination
 from queueprop.message import Message as _CoreMessage
-from queueprop.operations import Process, ProcessBatch, Send
-from queueprop.scope import Carried
+from queueprop.operations import Process, ProcessBatch, Send, Settle
+from queueprop.scope import Carried, is_suppressed
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
 try:
+    from kombu import common
     from kombu.entity import Exchange, Queue
     from kombu.message import Message
     from kombu.messaging import Consumer, Producer
@@ -77,27 +85,22 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Args:
         publish: ``publish`` of a Producer or ``put`` of a SimpleQueue or SimpleBuffer; also a ``functools.partial``
-            of one of them.
+            of one of them, and what a subclass makes of them, if it takes ``headers``.
         settings: instead of those of the environment.
 
     Raises TypeError for anything else.
     """
-    given: Callable[P, R] = publish
-    bound: functools.partial[R] = (
-        publish if isinstance(publish, functools.partial) else functools.partial(publish)
-    )
-    method = bound.func
-    owner: Any = getattr(method, "__self__", None)
+    bound, owner = _method(publish)
     producer = owner.producer if isinstance(owner, SimpleBase) else owner
-    if not isinstance(producer, Producer):
+    parameters = _parameters(bound.func) if isinstance(producer, Producer) else None
+    if parameters is None:
         raise TypeError(f"traced_publish wraps Producer.publish or SimpleQueue.put, not {publish!r}")
     hooks = _Hooks(engine_for(settings))
-    parameters = tuple(inspect.signature(method).parameters)
 
-    @functools.wraps(given)
+    @functools.wraps(publish)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         result: R = hooks.publish_by(
-            method, producer, parameters, (*bound.args, *args), {**bound.keywords, **kwargs}
+            bound.func, producer, parameters, (*bound.args, *args), {**bound.keywords, **kwargs}
         )
         return result
 
@@ -165,33 +168,83 @@ def traced_messages(
     hooks = _Hooks(engine_for(settings))
 
     def begin(item: Any) -> Process | None:
-        message = _message_among(item if isinstance(item, tuple) else (item,))
+        message = _message_of(item)
         return None if message is None else hooks.process(message, None, destination)
 
     return iterate_inside(iterable, begin)
 
 
 def traced_message(
-    message: Message, destination: Destination | None = None, *, settings: Settings | None = None
-) -> Process:
+    message: Message | None, destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
     """The CONSUMER span of one pulled message, as a context manager::
 
         message = queue.get()
         with traced_message(message): ...
 
-    Args as for ``traced_messages``.
+    Args as for ``traced_messages``. Of an empty queue (``None``) there is no span.
     """
-    return _Hooks(engine_for(settings)).process(message, None, destination)
+    hooks = _Hooks(engine_for(settings))
+    return _prepared(lambda: None if message is None else hooks.process(message, None, destination))
 
 
 def traced_batch(
     messages: Sequence[Message], destination: Destination | None = None, *, settings: Settings | None = None
-) -> ProcessBatch:
+) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each message, as a context manager.
 
     Args as for ``traced_messages``; without ``destination`` it is the first message's.
     """
-    return _Hooks(engine_for(settings)).process_batch(messages, destination)
+    hooks = _Hooks(engine_for(settings))
+    return _prepared(lambda: hooks.process_batch(messages, destination))
+
+
+def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a pull call, which then has a receive span: ``get = traced_get(queue.get)``.
+
+    It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
+
+    Args:
+        get: ``get`` of a Queue, or ``get`` or ``get_nowait`` of a SimpleQueue or SimpleBuffer; also a
+            ``functools.partial`` of one of them.
+        settings: instead of those of the environment.
+
+    Raises TypeError for anything else.
+    """
+    bound, owner = _method(get)
+    queue = owner.queue if isinstance(owner, SimpleBase) else owner
+    if not isinstance(queue, Queue):
+        raise TypeError(f"traced_get wraps Queue.get or SimpleQueue.get, not {get!r}")
+    hooks = _Hooks(engine_for(settings))
+
+    @functools.wraps(get)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = hooks.pull(bound, queue, args, kwargs)
+        return result
+
+    return call
+
+
+def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps ``ack``, ``reject`` or ``requeue`` of a message: ``traced_settle(message.ack)()``.
+
+    Under ``Settings(settle_spans=True)`` the settlement of a message that went through one of the words above is a
+    span: a child of the message's CONSUMER span, from any thread and however late.
+
+    Raises TypeError for anything else.
+    """
+    bound, message = _method(settle)
+    operation = getattr(bound.func, "__name__", None)
+    if not isinstance(message, Message) or operation not in _SETTLEMENTS:
+        raise TypeError(f"traced_settle wraps Message.ack, reject or requeue, not {settle!r}")
+    hooks = _Hooks(engine_for(settings))
+
+    @functools.wraps(settle)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = hooks.settle(operation, bound, message, args, kwargs)
+        return result
+
+    return call
 
 
 class KombuInstrumentor(Adapter):
@@ -211,7 +264,8 @@ class KombuInstrumentor(Adapter):
         yield Patch(Queue, "consume", hooks.consume)
         yield Patch(Queue, "get", hooks.get)
         yield Patch(SimpleBase, "get", hooks.simple_get)
-        for operation in ("ack", "reject", "requeue"):
+        yield Patch(common, "drain_consumer", hooks.drain)
+        for operation in _SETTLEMENTS:
             yield Patch(Message, operation, functools.partial(hooks.settle, operation))
 
 
@@ -220,7 +274,47 @@ Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 
 _OWNER = "kombu"
-_PUBLISH = tuple(inspect.signature(Producer.publish).parameters)[1:]
+_SETTLEMENTS = ("ack", "reject", "requeue")
+
+# The queue that is being pulled from: the explicit API above the instrumentor, or a SimpleQueue above its Queue, pulls
+# the very same message.
+_pulled_from: ContextVar[Any] = ContextVar("queueprop-kombu-pulled-from", default=None)
+
+
+def _method(function: Callable[P, R]) -> tuple[functools.partial[R], Any]:
+    """What it calls, with the arguments that are bound already, and the object whose method that is."""
+    bound = function if isinstance(function, functools.partial) else functools.partial(function)
+    return bound, getattr(bound.func, "__self__", None)
+
+
+def _parameters(method: Callable[..., Any]) -> Sequence[str] | None:
+    """The names of its positional parameters; None where it takes no headers."""
+    parameters = inspect.signature(method).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if "headers" not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+        return None
+    names = _positional(method)
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        names += _PUBLISH[len(names) :]  # a subclass that hands on what it is given
+    return names
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [it.name for it in parameters if it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
+
+
+_PUBLISH = _positional(Producer.publish)[1:]
+
+
+def _prepared(
+    begin: Callable[[], AbstractContextManager[Span] | None],
+) -> AbstractContextManager[Span]:
+    try:
+        return begin() or contextlib.nullcontext(INVALID_SPAN)
+    except Exception as error:
+        guard.fault("reading a message of kombu", error)
+        return contextlib.nullcontext(INVALID_SPAN)
 
 
 class _Hooks:
@@ -237,19 +331,41 @@ class _Hooks:
         caller = _caller(sys._getframe(1))
         if _is_housekeeping(caller):
             return wrapped(*args, **kwargs)
-        inherited = _inherited(kwargs.get("headers")) if caller == _CELERY_TASKS else None
-        if inherited is None:
+        if caller == _CELERY_TASKS:
+            return self._publish_task(wrapped, producer, args, kwargs)
+        return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+
+    def _publish_task(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Celery sends a task for its user."""
+        carried = propagation.read(kwargs.get("headers"))
+        has_span = get_current_span().get_span_context().is_valid
+        if _celery_is_instrumented() and (has_span or carried.reason is None):
+            return wrapped(*args, **(kwargs if carried.reason is None else self._with_current(kwargs)))
+        if has_span or carried.reason is not None:
             return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
+        # A retry inherits the headers of its task, and nothing need be current in the worker.
+        inherited = Carried(carried.context)
         inherited.open()
         try:
             return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
         finally:
             inherited.close()
 
+    def _with_current(self, kwargs: Options) -> Options:
+        """The span of Celery's own instrumentation is current, and did not come into the headers: it leaves alone what
+        is empty, as the headers of Celery's first task protocol are.
+        """
+        headers, current = kwargs.get("headers"), get_current()
+        if is_suppressed(current) or not isinstance(headers, (Mapping, type(None))):
+            return kwargs
+        written = dict(headers or {})
+        self.engine.write(_CoreMessage(headers=written), current)
+        return {**kwargs, "headers": written} if written else kwargs
+
     def publish_by(
         self, wrapped: Wrapped, producer: Any, parameters: Sequence[str], args: Arguments, kwargs: Options
     ) -> Any:
-        """``parameters`` are the names of those that ``wrapped`` takes, in order."""
+        """``parameters`` are the names of those that ``wrapped`` takes by position, in order."""
         given = {**kwargs, **dict(zip(parameters, args, strict=False))}
         try:
             send = self._send(producer, given)
@@ -273,14 +389,16 @@ class _Hooks:
         headers = given.get("headers")
         if headers is not None and not isinstance(headers, Mapping):
             return None  # not what kombu takes; it says so
-        if self.engine.is_sending(_OWNER) or (headers and _is_published_already(headers)):
+        body = given.get("body", given.get("message"))
+        # An on_return callback may publish another message inside a publish.
+        owner = f"{_OWNER} {id(body)}"
+        if self.engine.is_sending(owner) or (headers and _is_published_already(headers)):
             return None
         exchange, routing_key = given.get("exchange") or producer.exchange, given.get("routing_key")
         name = exchange.name if isinstance(exchange, Exchange) else exchange
         if _is_control(name):
             return None
         key = producer.routing_key if routing_key is None else routing_key
-        body = given.get("body", given.get("message"))
         options = {name: value for name, value in given.items() if name not in _NO_OPTIONS}
         message = _CoreMessage(
             headers=dict(headers or {}),
@@ -290,7 +408,7 @@ class _Hooks:
             native=Publish(name or "", key or "", body, headers or {}, options),
         )
         destination = rabbitmq.producer_destination(name or "", key or "", *_broker(_client_of(producer)))
-        return self.engine.send(destination, message, owner=_OWNER)
+        return self.engine.send(destination, message, owner=owner)
 
     # The consumer's side
 
@@ -308,18 +426,26 @@ class _Hooks:
         consumer = callback.__self__
         if not self.is_active() or not _has_handler_of_the_user(consumer) or _is_control(_exchange_of(raw)):
             return callback(raw)
-        return callback.__func__(_Receiving(consumer, self, queue), raw)
+        return _rebound(callback, _Receiving(consumer, self, queue))(raw)
 
     def get(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Queue.get``: a pull call, which opens no scope for what follows."""
         if _is_housekeeping(_caller(sys._getframe(1))):
             return wrapped(*args, **kwargs)
-        return self._pull(wrapped, queue, args, kwargs)
+        return self.pull(wrapped, queue, args, kwargs)
 
     def simple_get(self, wrapped: Wrapped, simple: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``SimpleQueue.get``, which waits; without waiting it is ``Queue.get``."""
-        block = args[0] if args else kwargs.get("block", True)
-        return self._pull(wrapped, simple.queue, args, kwargs) if block else wrapped(*args, **kwargs)
+        """Around ``SimpleQueue.get``, which waits, or calls ``Queue.get``."""
+        return self.pull(wrapped, simple.queue, args, kwargs)
+
+    def pull(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
+        if _pulled_from.get() is queue:
+            return wrapped(*args, **kwargs)
+        token = _pulled_from.set(queue)
+        try:
+            return self._pull(wrapped, queue, args, kwargs)
+        finally:
+            _pulled_from.reset(token)
 
     def _pull(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         started_at = time.time_ns()
@@ -350,6 +476,19 @@ class _Hooks:
         except Exception as fault:
             guard.fault("tracing a get of kombu", fault)
 
+    def drain(self, wrapped: Wrapped, _: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``drain_consumer``, the generator behind ``itermessages`` and ``collect_replies``."""
+        consumer = args[0] if args else kwargs.get("consumer")
+
+        def begin(item: Any) -> Scoped | None:
+            message = _message_of(item) if self.is_active() else None
+            if message is None:
+                return None
+            context = message.__dict__.get(_CONTEXT)  # of callbacks of the user's
+            return self.process(message, _only_queue(consumer), None) if context is None else Carried(context)
+
+        return GeneratorMessages(wrapped(*args, **kwargs), begin)
+
     def process(self, message: Message, queue: str | None, destination: Destination | None) -> Process:
         """The handling of one message. Its destination stays with it, for its settlement."""
         if destination is None:
@@ -358,21 +497,33 @@ class _Hooks:
         return self.engine.process(destination, _delivery(message), owner=_OWNER)
 
     def process_batch(self, messages: Sequence[Message], destination: Destination | None) -> ProcessBatch:
-        if destination is None:
-            destination = (
-                _destination_of(messages[0])
-                if messages
-                else rabbitmq.consumer_destination("", "", "", *_broker(None))
-            )
-        return self.engine.process(destination, [_delivery(message) for message in messages])
+        known = [destination or _destination_of(message) for message in messages]
+        for message, its_own in zip(messages, known, strict=True):
+            message.__dict__[_DESTINATION] = its_own
+        whole = known[0] if known else rabbitmq.consumer_destination("", "", "", *_broker(None))
+        return self.engine.process(whole, [_delivery(message) for message in messages])
 
     def settle(self, operation: str, wrapped: Wrapped, message: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Message.ack``, ``reject`` and ``requeue``, of messages that were handed to the user."""
+        try:
+            settle = self._settle(operation, message)
+        except Exception as error:
+            guard.fault("preparing a settlement with kombu", error)
+            settle = None
+        if settle is None:
+            return wrapped(*args, **kwargs)
+        message.__dict__[_IS_SETTLING] = True
+        try:
+            with settle:
+                return wrapped(*args, **kwargs)
+        finally:
+            message.__dict__.pop(_IS_SETTLING, None)
+
+    def _settle(self, operation: str, message: Any) -> Settle | None:
         destination = message.__dict__.get(_DESTINATION) if self.engine.settings.settle_spans else None
-        if destination is None or _is_settled_by_the_broker(message):
-            return wrapped(*args, **kwargs)
-        with self.engine.settle(destination, _delivery(message), operation=operation):
-            return wrapped(*args, **kwargs)
+        if destination is None or _IS_SETTLING in message.__dict__ or _is_settled_by_the_broker(message):
+            return None
+        return self.engine.settle(destination, _delivery(message), operation=operation)
 
 
 class _Receiving(_Proxy):
@@ -386,6 +537,12 @@ class _Receiving(_Proxy):
         self._self_hooks = hooks
         self._self_queue = queue
         self._self_is_undecodable = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__wrapped__" or name.startswith("_self_"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.__wrapped__, name, value)
 
     @property
     def on_message(self) -> Any:
@@ -430,6 +587,15 @@ class _Receiving(_Proxy):
         except Exception as error:
             guard.fault("reading a message before its handler", error)
             return None
+
+
+def _rebound(callback: types.MethodType, consumer: Any) -> Callable[[Any], Any]:
+    """The same method of another object, with whatever wrapper somebody else has put around it."""
+    if type(callback) is types.MethodType:
+        return types.MethodType(callback.__func__, consumer)
+    owner = type(callback.__self__)
+    bound: Callable[[Any], Any] = inspect.getattr_static(owner, callback.__name__).__get__(consumer, owner)
+    return bound
 
 
 # Publishes that a batch holds back
@@ -494,10 +660,14 @@ def _caller(frame: types.FrameType | None) -> str:
     name = ""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith("wrapt."):
+        if not name.startswith(_BETWEEN):
             break
-        frame = frame.f_back  # wrapt without its C extension
+        frame = frame.f_back
     return name
+
+
+# Wrappers (wrapt has frames without its C extension) and kombu's own loops around a call that may be repeated.
+_BETWEEN = ("wrapt.", "sentry_sdk.", "kombu.connection", "kombu.utils.functional")
 
 
 def _is_housekeeping(module: str) -> bool:
@@ -508,12 +678,11 @@ def _is_housekeeping(module: str) -> bool:
     return module == "kombu.pidbox" or (module.startswith("celery.") and module != _CELERY_TASKS)
 
 
-def _inherited(headers: Any) -> Carried | None:
-    """The trace of a task that Celery sends again (a retry), where nothing is current in the worker."""
-    if not isinstance(headers, Mapping) or get_current_span().get_span_context().is_valid:
-        return None
-    found = propagation.read(headers)
-    return Carried(found.context) if found.reason is None else None
+def _celery_is_instrumented() -> bool:
+    """Whether OpenTelemetry's instrumentation of Celery is active: each task then has its PRODUCER span."""
+    module = sys.modules.get("opentelemetry.instrumentation.celery")
+    instance = getattr(getattr(module, "CeleryInstrumentor", None), "_instance", None)
+    return instance is not None and bool(instance.is_instrumented_by_opentelemetry)
 
 
 def _is_control(exchange: Any) -> bool:
@@ -533,7 +702,7 @@ def _is_published_already(headers: Mapping[Any, Any]) -> bool:
 def _has_handler_of_the_user(consumer: Any) -> bool:
     if consumer.on_message:
         handlers: Sequence[Any] = (consumer.on_message,)
-    elif getattr(consumer.receive, "__func__", None) is not Consumer.receive:
+    elif inspect.getattr_static(consumer, "receive") is not vars(Consumer)["receive"]:
         handlers = (consumer.receive,)
     else:
         handlers = consumer.callbacks
@@ -551,12 +720,18 @@ def _message_among(candidates: Iterable[Any]) -> Message | None:
     return next((one for one in candidates if isinstance(one, Message)), None)
 
 
+def _message_of(item: Any) -> Message | None:
+    """The message of a loop's step, which is it or ``(body, message)``."""
+    return _message_among(item if isinstance(item, tuple) else (item,))
+
+
 # kombu's messages
 
 
 _CONTEXT = "_queueprop_context"
 _DESTINATION = "_queueprop_destination"
-# Both are kept on the message itself, which goes wherever the user takes it: to a settlement in another thread.
+_IS_SETTLING = "_queueprop_is_settling"
+# They are kept on the message itself, which goes wherever the user takes it: to a settlement in another thread.
 
 _NO_OPTIONS = frozenset(("body", "message", "headers", "exchange", "routing_key"))
 
@@ -607,11 +782,18 @@ def _describe(message: Message) -> Mapping[str, AttributeValue]:
 
 
 def _attempt(message: Message) -> int | None:
-    """Quorum queues count deliveries; other queues of RabbitMQ only tell the first one from the rest."""
+    """Which delivery this is, where that can be known: only quorum queues count, and a dead-lettered one had others."""
+    if "x-death" in message.headers:
+        return None
     earlier = message.headers.get("x-delivery-count")
     if isinstance(earlier, int):
         return earlier + 1
     return 1 if message.delivery_info.get("redelivered") is False else None
+
+
+def _only_queue(consumer: Any) -> str | None:
+    queues: Sequence[Any] = getattr(consumer, "queues", ())
+    return queues[0].name if len(queues) == 1 else None
 
 
 def _exchange_of(raw: Any) -> Any:
@@ -635,8 +817,8 @@ def _with_headers(
     headers = cast("dict[str, Any]", send.messages[0].headers)
     if headers == (given.get("headers") or {}):
         return args, kwargs
-    place = parameters.index("headers")
-    if place < len(args):
+    if "headers" in parameters[: len(args)]:
+        place = parameters.index("headers")
         return (*args[:place], headers, *args[place + 1 :]), kwargs
     return args, {**kwargs, "headers": headers}
 

@@ -25,6 +25,10 @@ class TestRedis(Contract):
     driver = drivers.RedisDriver
 
 
+class TestRedisBuffer(Contract):
+    driver = drivers.RedisBufferDriver
+
+
 class TestMemory(Contract):
     driver = drivers.MemoryDriver
 
@@ -35,3 +39,7 @@ class TestMemoryBuffer(Contract):
 
 class TestFilesystem(Contract):
     driver = drivers.FilesystemDriver
+
+
+class TestFilesystemBuffer(Contract):
+    driver = drivers.FilesystemBufferDriver

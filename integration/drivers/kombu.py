@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -46,8 +47,6 @@ from queueprop.adapters import kombu as adapter
 _PUSHED = ("callbacks", "on_message", "ConsumerMixin")
 _PULLED = ("Queue.get", "SimpleQueue", "SimpleBuffer")
 _IMPATIENT = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
-_BY_HAND = " by hand"
-"""A pull style in the explicit API: no patched call makes its receive span."""
 
 
 class KombuDriver(Driver):
@@ -68,12 +67,8 @@ class KombuDriver(Driver):
 
     @classmethod
     def columns(cls) -> Sequence[Column]:
-        columns = []
-        for style in cls.styles:
-            for api in ("explicit", "instrumentor"):
-                by_hand = _BY_HAND if style in _PULLED and api == "explicit" else ""
-                columns.append(Column(cls.library, cls._prefix() + style + by_hand, api))
-        return columns
+        apis: tuple[Api, ...] = ("explicit", "instrumentor")
+        return [Column(cls.library, cls._prefix() + style, api) for style in cls.styles for api in apis]
 
     @classmethod
     def lacks(cls, column: Column) -> Mapping[Need, str]:
@@ -85,7 +80,6 @@ class KombuDriver(Driver):
         }
         if column.api == "explicit":
             lacks["instrumentor"] = "explicit API: nothing is patched"
-            lacks["settle"] = "explicit API: nothing wraps Message.ack"
         if cls._kind(column.style) not in _PULLED:
             lacks["batch receive"] = "a callback is given one message"
             lacks["exits"] = "a callback: there is no loop of the user's to leave"
@@ -93,7 +87,7 @@ class KombuDriver(Driver):
 
     @classmethod
     def receives(cls, style: str) -> bool:
-        return cls._kind(style) in _PULLED and not style.endswith(_BY_HAND)
+        return cls._kind(style) in _PULLED
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
@@ -114,7 +108,7 @@ class KombuDriver(Driver):
 
     @classmethod
     def _kind(cls, style: str) -> str:
-        return style.removeprefix(cls._prefix()).removesuffix(_BY_HAND)
+        return style.removeprefix(cls._prefix())
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
@@ -304,11 +298,17 @@ class KombuDriver(Driver):
         with connection.channel() as channel:
             if self._consumes == "Queue.get":
                 queue = self._entity(self.queue)(channel)
-                yield lambda: _polled(queue.get)
+                yield lambda: _polled(self._traced_get(queue.get))
                 return
             with self._simple_class(channel, self._entity(self.queue)) as simple:
                 simple.consumer.qos(prefetch_count=prefetch)
-                yield lambda: simple.get(timeout=DEADLINE)
+                yield functools.partial(self._traced_get(simple.get), timeout=DEADLINE)
+
+    def _traced_get(self, get: Callable[..., Any]) -> Callable[..., Any]:
+        return adapter.traced_get(get, settings=self._settings) if self._is_explicit else get
+
+    def traced_settle(self, settle: Callable[[], Any]) -> Callable[[], Any]:
+        return adapter.traced_settle(settle, settings=self._settings) if self._is_explicit else settle
 
     def _handling(self, message: kombu.Message) -> contextlib.AbstractContextManager[Any]:
         """What a user of the pull calls writes, in both APIs."""
@@ -323,7 +323,7 @@ class KombuDriver(Driver):
         job = _Job(self, self._connection, handler, count)
         with self._connection.channel() as channel:
             queue = self._entity(self.queue)(channel)
-            messages = [_polled(queue.get) for _ in range(count)]
+            messages = [_polled(self._traced_get(queue.get)) for _ in range(count)]
             with adapter.traced_batch(messages, settings=self._settings):
                 for message in messages:
                     job.on_message(message)
@@ -621,6 +621,10 @@ class FilesystemDriver(_VirtualDriver):
     def many(cls, column: Column) -> int:
         return 200  # every get lists the folder
 
+    def _publish(self, *args: Any, **options: Any) -> None:
+        super()._publish(*args, **options)
+        time.sleep(0.001)  # of one millisecond's files the transport does not know which was first
+
     def open(self) -> None:
         self._folder = Path(self.url or tempfile.mkdtemp(prefix="queueprop-"))
         super().open()
@@ -696,7 +700,7 @@ class _BufferDriver(KombuDriver):
         yield self._get
 
     def _get(self) -> Any:
-        return self._buffers[self.queue].get(timeout=DEADLINE)
+        return self._traced_get(self._buffers[self.queue].get)(timeout=DEADLINE)
 
     def consume_batch(self, handler: Handler, count: int) -> None:
         job = _Job(self, self._connection, handler, count)
@@ -730,7 +734,18 @@ class AmqpBufferDriver(_BufferDriver, AmqpDriver):
             self._dead_queue(channel).declare()
 
 
+class RedisBufferDriver(_BufferDriver, RedisDriver):
+    def _size(self, name: str) -> int:
+        with redis.Redis.from_url(self.url or "") as client:
+            size: Any = client.llen(name)  # an empty list is no list: kombu asks in vain how long it is
+        return int(size)
+
+
 class MemoryBufferDriver(_BufferDriver, MemoryDriver):
+    pass
+
+
+class FilesystemBufferDriver(_BufferDriver, FilesystemDriver):
     pass
 
 
@@ -763,7 +778,7 @@ class _Job:
             driver._publish(self.connection, driver.other_queue, body, headers=headers)
 
         run(self.handler, Delivery(message.payload, message.headers, publish))
-        message.ack()
+        driver.traced_settle(message.ack)()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -779,11 +794,12 @@ class _Job:
         refusal = message.properties.get("type")
         if refusal == "requeue" and message.payload not in self._requeued:
             self._requeued.add(message.payload)
-            message.requeue()
+            settle = message.requeue
         elif refusal in ("requeue", "reject"):
-            message.reject()
+            settle = message.reject
         else:
-            message.ack()
+            settle = message.ack
+        self.driver.traced_settle(settle)()
 
     def check_deadline(self) -> None:
         assert time.monotonic() < self._deadline, f"waited in vain for {self.left} more messages"

@@ -18,11 +18,14 @@ import pytest
 pytest.importorskip("kombu")
 
 import kombu
+import wrapt
+from kombu import common, compat, pools
 from kombu.common import itermessages
 from kombu.exceptions import DecodeError, EncodeError
 from kombu.pidbox import Mailbox
 from kombu.simple import SimpleQueue
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span, get_tracer
 
@@ -148,6 +151,98 @@ class TestPublishing:
         with pytest.raises(TypeError, match=r"Producer\.publish"):
             adapter.traced_publish(given)
 
+    def test_a_subclass_s_publish_is_traced_if_it_takes_headers(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """What it hands on by position or by name arrives; one without headers is refused when it is wrapped."""
+
+        class Shop(kombu.Producer):  # type: ignore[misc]
+            def publish(self, *args: Any, **kwargs: Any) -> Any:
+                return super().publish(*args, **kwargs)
+
+            def order(self, item: str, **kwargs: Any) -> Any:
+                return super().publish(item.upper(), **kwargs)
+
+            def call(self, item: str) -> Any:
+                return super().publish(item)
+
+        shop = Shop(queue.channel, queue.exchange, "new")
+        by_position = ("new", None, False, False, 0, None, None, None, {"tenant": "a"})
+        adapter.traced_publish(shop.publish)("one", *by_position)
+        adapter.traced_publish(shop.publish)("two", headers={"tenant": "b"})
+        adapter.traced_publish(shop.order)("three")
+        with pytest.raises(TypeError, match=r"Producer\.publish"):
+            adapter.traced_publish(shop.call)
+        messages = [pull(queue) for _ in range(3)]
+        assert [message.payload for message in messages] == ["one", "two", "THREE"]
+        assert [carried(message) for message in messages] == [context_of(span) for span in captured_spans]
+        assert [message.headers.get("tenant") for message in messages] == ["a", "b", None]
+
+    @pytest.mark.parametrize("api", ["explicit", "instrumentor"])
+    def test_a_publish_inside_a_publish_is_another_message(
+        self, captured_spans: CapturedSpans, queue: Any, monkeypatch: pytest.MonkeyPatch, api: str
+    ) -> None:
+        """kombu calls on_return while it waits for a confirm: what that publishes has a span and context of its own."""
+        producer = kombu.Producer(queue.channel, queue.exchange, "new")
+        traced = adapter.traced_publish(producer.publish) if api == "explicit" else producer.publish
+        plain = queue.channel.basic_publish
+
+        def answered(message: Any, **options: Any) -> None:
+            monkeypatch.undo()
+            (traced if api == "explicit" else producer.publish)("returned")
+            plain(message, **options)
+
+        monkeypatch.setattr(queue.channel, "basic_publish", answered)
+        instrumentor = adapter.KombuInstrumentor()
+        if api == "instrumentor":
+            instrumentor.instrument()
+        try:
+            (traced if api == "explicit" else producer.publish)("mandatory")
+        finally:
+            instrumentor.uninstrument()
+        inner, outer = captured_spans
+        assert [carried(pull(queue)) for _ in range(2)] == [context_of(inner), context_of(outer)]
+        assert parent_of(inner) == context_of(outer)
+
+    @pytest.mark.parametrize(
+        "way",
+        ["pool", "ensure", "autoretry", "retry", "declare", "compat", "reply", "compression", "properties"],
+    )
+    def test_each_way_around_a_producer_makes_one_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any, way: str
+    ) -> None:
+        """Pools, retries, declarations, carrot's Publisher, replies and every option end in one traced publish."""
+        producer: Any = kombu.Producer(connection, queue.exchange, "new")
+        ways: dict[str, Callable[[], Any]] = {
+            "pool": lambda: publish_from_pool(connection, queue),
+            "ensure": lambda: connection.ensure(producer, producer.publish)("hello"),
+            "autoretry": lambda: connection.autoretry(
+                lambda channel: kombu.Producer(channel, queue.exchange, "new").publish("hello")
+            )(),
+            "retry": lambda: producer.publish("hello", retry=True, retry_policy={"max_retries": 1}),
+            "declare": lambda: producer.publish("hello", declare=[queue]),
+            "compat": lambda: compat.Publisher(connection, queue.exchange, "new").send("hello"),
+            "reply": lambda: common.send_reply(queue.exchange, request(), "hello", producer),
+            "compression": lambda: producer.publish("hello", compression="zlib", serializer="pickle"),
+            "properties": lambda: producer.publish(
+                b"hello", content_type="text/plain", content_encoding="utf-8", expiration=60, priority=3
+            ),
+        }
+        ways[way]()
+        [span] = captured_spans
+        assert span.name == f"publish {queue.exchange.name}:new"
+        message = queue.get(accept=["json", "pickle", "text/plain"])
+        assert (message.payload, carried(message)) == ("hello", context_of(span))
+
+    def test_what_was_made_ready_before_is_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Exchange.publish and Channel.basic_publish are below kombu's producers: no span, nothing written."""
+        queue.exchange.publish(queue.exchange.Message("hello"), "new")
+        queue.channel.basic_publish(queue.channel.prepare_message("hello"), queue.exchange.name, "new")
+        assert list(captured_spans) == []
+        assert [pull(queue).headers for _ in range(2)] == [{}, {}]
+
     def test_headers_of_the_caller_stay(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
     ) -> None:
@@ -225,6 +320,18 @@ class TestPublishing:
         assert pull(queue).payload == "hello"
 
 
+def publish_from_pool(connection: Any, queue: Any) -> None:
+    with pools.producers[connection].acquire(block=True) as producer:
+        producer.publish("hello", exchange=queue.exchange, routing_key="new")
+    pools.reset()
+
+
+def request() -> Any:
+    return types.SimpleNamespace(
+        properties={"reply_to": "new"}, content_type="application/json", content_encoding="utf-8"
+    )
+
+
 class TestHousekeeping:
     def test_remote_control_and_events_are_left_alone(
         self, captured_spans: CapturedSpans, instrumented: Any, connection: Any
@@ -269,10 +376,59 @@ class TestHousekeeping:
         assert inside.parent.span_id == here.get_span_context().span_id
         assert broken.parent is None
 
-    def test_callers_are_found_behind_wrapt_without_its_extension(self) -> None:
-        """Frames of wrapt itself are passed over; without any caller there is no name."""
+    @pytest.fixture
+    def celery_s_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """OpenTelemetry's instrumentation of Celery is active."""
+        active = types.SimpleNamespace(is_instrumented_by_opentelemetry=True)
+        module: Any = types.ModuleType("opentelemetry.instrumentation.celery")
+        module.CeleryInstrumentor = types.SimpleNamespace(_instance=active)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def test_a_task_that_celery_s_instrumentation_wrote_is_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, celery_s_own: None, queue: Any
+    ) -> None:
+        """It has a PRODUCER span, also where that is over already (a task that is not registered here)."""
+        run_as("celery.app.amqp", publish, queue, headers={"traceparent": TRACEPARENT})
+        assert list(captured_spans) == []
+        assert pull(queue).headers == {"traceparent": TRACEPARENT}
+
+    @pytest.mark.parametrize("headers", [None, {}, {"tenant": "a"}])
+    def test_a_task_of_the_first_protocol_carries_the_span_of_celery_s_instrumentation(
+        self,
+        captured_spans: CapturedSpans,
+        instrumented: Any,
+        celery_s_own: None,
+        queue: Any,
+        headers: dict[str, Any] | None,
+    ) -> None:
+        """Which leaves headers alone that are empty: its span is current, and its context is written, once."""
+        before = None if headers is None else {**headers}
+        with get_tracer("celery's").start_as_current_span("apply_async", kind=SpanKind.PRODUCER):
+            run_as("celery.app.amqp", publish, queue, headers=headers)
+        assert headers == before
+        message = pull(queue)
+        sent = next(span for span in captured_spans if span.kind is SpanKind.PRODUCER)
+        assert (sent.name, carried(message)) == ("apply_async", context_of(sent))
+        assert message.headers == {**(headers or {}), "traceparent": message.headers["traceparent"]}
+
+    def test_celery_s_instrumentation_without_a_context_leaves_the_task_to_us(
+        self, captured_spans: CapturedSpans, instrumented: Any, celery_s_own: None, queue: Any
+    ) -> None:
+        """Nothing in the headers and nothing current: the task gets a PRODUCER span here. Suppressed, it has none."""
+        with suppress_instrumentation(), get_tracer("celery's").start_as_current_span("unseen"):
+            run_as("celery.app.amqp", publish, queue)
+        assert pull(queue).headers == {}
+        run_as("celery.app.amqp", publish, queue)
+        [sent] = [span for span in captured_spans if span.kind is SpanKind.PRODUCER]
+        assert carried(pull(queue)) == context_of(sent)
+
+    @pytest.mark.parametrize(
+        "between", ["wrapt.wrappers", "sentry_sdk.integrations.celery", "kombu.utils.functional"]
+    )
+    def test_callers_are_found_behind_wrappers_and_loops(self, between: str) -> None:
+        """Frames of wrappers, and of loops that repeat a call, are passed over; without any caller there is no name."""
         frame: Any = types.SimpleNamespace(
-            f_globals={"__name__": "wrapt.wrappers"},
+            f_globals={"__name__": between},
             f_back=types.SimpleNamespace(f_globals={"__name__": "celery.backends.rpc"}, f_back=None),
         )
         assert adapter._caller(frame) == "celery.backends.rpc"
@@ -412,6 +568,72 @@ class TestConsuming:
         publish(queue)
         consume(queue, consumer, 2)
         assert consumer.seen == 2
+
+    def test_what_a_subclass_sets_on_itself_is_its_own(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Also on_message and receive, from inside its _receive_callback."""
+        got: list[Any] = []
+
+        class Choosing(kombu.Consumer):  # type: ignore[misc]
+            def _receive_callback(self, message: Any) -> Any:
+                self.on_message = got.append
+                return super()._receive_callback(message)
+
+        consumer = Choosing(queue.channel, [queue], callbacks=[print])
+        publish(queue)
+        consume(queue, consumer)
+        assert consumer.on_message == got.append
+        assert len(got) == len(consumers(captured_spans)) == 1
+
+    @pytest.mark.parametrize("method", ["_receive_callback", "receive"])
+    def test_somebody_else_s_wrapper_around_the_consumer_still_runs(
+        self, captured_spans: CapturedSpans, queue: Any, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        """Another tool's patch of Consumer is neither passed by nor taken for a handler of its own."""
+        calls: list[Any] = []
+
+        def note(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            calls.append(instance)
+            return wrapped(*args, **kwargs)
+
+        monkeypatch.setattr(kombu.Consumer, method, wrapt.FunctionWrapper(vars(kombu.Consumer)[method], note))
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        try:
+            publish(queue)
+            consumer = kombu.Consumer(queue.channel, [queue], callbacks=[lambda body, message: message.ack()])
+            consume(queue, consumer)
+        finally:
+            instrumentor.uninstrument()
+        assert calls == [consumer]
+        assert len(consumers(captured_spans)) == 1
+
+    def test_a_method_of_an_unknown_kind_is_called_as_it_is(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """A bound method of another function than the class has is bound anew, too."""
+        got: list[Any] = []
+        consumer = kombu.Consumer(queue.channel, [queue], callbacks=[print])
+        consumer._receive_callback = types.MethodType(lambda self, raw: got.append(raw), consumer)
+        publish(queue)
+        consume(queue, consumer)
+        assert len(got) == 1
+
+    def test_carrot_s_consumers_are_consumers(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
+    ) -> None:
+        """kombu.compat: callbacks run inside the span; fetch is a pull call."""
+        publish(queue, "one")
+        publish(queue, "two")
+        with compat.Consumer(connection, queue.name, queue.exchange.name, "new") as consumer:
+            assert consumer.fetch().payload == "one"
+            seen: list[Any] = []
+            consumer.register_callback(lambda body, message: seen.append(get_current_span()))
+            next(consumer.iterconsume())
+        received, process = list(captured_spans)[2:]
+        assert (received.kind, process.kind) == (SpanKind.CLIENT, SpanKind.CONSUMER)
+        assert [span.get_span_context() for span in seen] == [process.get_span_context()]
 
     def test_other_callbacks_of_a_queue_are_left_alone(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
@@ -656,6 +878,158 @@ class TestPulling:
         assert len(captured_spans) == 3
         assert get_current_span() is trace.INVALID_SPAN
 
+    @pytest.mark.parametrize("loop", ["itermessages", "drain_consumer", "collect_replies"])
+    def test_kombu_s_own_loops_are_traced(
+        self, captured_spans: CapturedSpans, connection: Any, queue: Any, loop: str
+    ) -> None:
+        """The body runs inside each message's span, with the queue in its name, until the loop is left."""
+        before = itermessages  # imported before it was instrumented
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        seen: list[Any] = []
+        try:
+            for body in ("one", "two", "three"):
+                publish(queue, body)
+            channel = queue.channel
+            channel.after_reply_message_received = lambda name: seen.append(name)
+            iterator: Any = {
+                "itermessages": lambda: before(connection, channel, queue, limit=3, no_ack=True),
+                "drain_consumer": lambda: common.drain_consumer(
+                    connection.Consumer([queue], channel, no_ack=True), limit=3
+                ),
+                "collect_replies": lambda: common.collect_replies(connection, channel, queue, limit=3),
+            }[loop]()
+            assert next(iterator)
+            for _ in iterator:
+                seen.append(get_current_span().get_span_context())
+                break
+            iterator.close()
+        finally:
+            instrumentor.uninstrument()
+        processes = consumers(captured_spans)
+        assert {span.name for span in processes} == {f"process {queue.exchange.name}:new:{queue.name}"}
+        assert [parent_of(span) for span in processes] == [
+            context_of(span) for span in list(captured_spans)[:2]
+        ]
+        assert seen[0] == processes[1].get_span_context()
+        assert seen[1:] == ([queue.name] if loop == "collect_replies" else [])
+        assert get_current_span() is trace.INVALID_SPAN
+
+    def test_callbacks_of_kombu_s_loops_share_the_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
+    ) -> None:
+        """A callback beside the loop has the message's CONSUMER span, and the body is in its trace."""
+        publish(queue)
+        seen: list[Any] = []
+
+        def note(*_: Any) -> None:
+            seen.append(get_current_span().get_span_context())
+
+        for _ in common.itermessages(connection, queue.channel, queue, callbacks=[note]):
+            note()
+        [process] = consumers(captured_spans)
+        assert seen == [process.get_span_context()] * 2
+        assert get_current_span() is trace.INVALID_SPAN
+
+    def test_traced_messages_around_kombu_s_loops_doubles_nothing(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
+    ) -> None:
+        """Both APIs on one loop make one CONSUMER span a message."""
+        publish(queue)
+        for _, message in adapter.traced_messages(common.itermessages(connection, queue.channel, queue)):
+            message.ack()
+        assert len(consumers(captured_spans)) == 1
+
+    def test_a_loop_of_kombu_s_that_runs_on_is_silent_after_uninstrument(
+        self, captured_spans: CapturedSpans, connection: Any, queue: Any
+    ) -> None:
+        """It goes on giving messages, of all of its queues, and emits nothing."""
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        other = kombu.Queue(f"other-{queue.name}", queue.exchange, "other")
+        consumer = connection.Consumer([queue, other], queue.channel, no_ack=True)
+        loop = common.drain_consumer(consumer=consumer, limit=2)
+        publish(queue)
+        publish(queue)
+        next(loop)
+        assert captured_spans[0].name == f"publish {queue.exchange.name}:new"
+        instrumentor.uninstrument()
+        assert next(loop)[0] == "hello"
+        loop.close()
+        assert [span.name for span in consumers(captured_spans)] == [f"process {queue.exchange.name}:new"]
+
+    @pytest.mark.parametrize("api", ["explicit", "both"])
+    def test_the_words_of_the_explicit_api_give_the_instrumentor_s_spans(
+        self, captured_spans: CapturedSpans, queue: Any, api: str
+    ) -> None:
+        """traced_get, traced_message and traced_settle: one span each, also where both APIs are on."""
+        settings = Settings(settle_spans=True)
+        publish(queue, headers={"traceparent": TRACEPARENT})
+        simple = SimpleQueue(queue.channel, queue)
+        instrumentor = adapter.KombuInstrumentor()
+        if api == "both":
+            instrumentor.instrument(settings=settings)
+        try:
+            for get in (queue.get, functools.partial(simple.get, timeout=1), simple.get_nowait):
+                message = adapter.traced_get(get, settings=settings)()
+                with adapter.traced_message(message, settings=settings):
+                    pass
+                adapter.traced_settle(message.requeue, settings=settings)()
+                simple.close()
+        finally:
+            instrumentor.uninstrument()
+        name = f"{queue.exchange.name}:new:{queue.name}"
+        spans = list(captured_spans)
+        assert [span.name for span in spans] == [
+            f"{word} {name}" for word in ("poll", "process", "requeue")
+        ] * 3
+        assert [parent_of(span) for span in spans[2::3]] == [context_of(span) for span in spans[1::3]]
+
+    def test_what_the_words_do_not_know_they_refuse(self, queue: Any) -> None:
+        """They say what they wrap."""
+        with pytest.raises(TypeError, match=r"Queue\.get"):
+            adapter.traced_get(queue.channel.basic_get)
+        with pytest.raises(TypeError, match=r"Message\.ack"):
+            adapter.traced_settle(queue.purge)
+        publish(queue)
+        with pytest.raises(TypeError, match=r"Message\.ack"):
+            adapter.traced_settle(pull(queue).decode)
+
+    def test_an_empty_queue_has_no_message_to_handle(
+        self, captured_spans: CapturedSpans, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """traced_message of what an empty queue gave is no span; what is no message at all is no harm either."""
+        with adapter.traced_message(queue.get()):
+            assert not get_current_span().get_span_context().is_valid
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        strange: Any = object()
+        with adapter.traced_message(strange), adapter.traced_batch([strange]):
+            pass
+        assert list(captured_spans) == []
+
+    def test_a_settlement_that_cannot_be_traced_settles(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever breaks in the adapter, the message is acked."""
+        message = _sent_and_pulled(queue)
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(adapter, "_delivery", lambda message: 1 / 0)
+        message.ack()
+        assert message.acknowledged
+
+    def test_messages_of_a_batch_are_settled_in_its_trace(
+        self, captured_spans: CapturedSpans, queue: Any
+    ) -> None:
+        """Their settle spans are children of the batch's span, and named alike."""
+        settings = Settings(settle_spans=True)
+        publish(queue, headers={"traceparent": TRACEPARENT})
+        message = pull(queue)
+        with adapter.traced_batch([message], Destination("memory", "mine"), settings=settings):
+            pass
+        adapter.traced_settle(message.ack, settings=settings)()
+        batch, settled = captured_spans
+        assert (settled.name, parent_of(settled)) == ("ack mine", context_of(batch))
+
     def test_a_batch_has_a_link_for_each_message(self, captured_spans: CapturedSpans, queue: Any) -> None:
         """One CONSUMER span for all, named after the first, or as told; without messages there is none."""
         for _ in range(2):
@@ -696,15 +1070,21 @@ class TestPulling:
     def test_a_first_delivery_is_told_where_the_broker_tells_it(
         self, captured_spans: CapturedSpans, queue: Any
     ) -> None:
-        """AMQP's redelivered flag: clear is the first attempt; set is some later one."""
+        """AMQP's redelivered flag: clear is the first attempt; set, and dead-lettered before, is some later one."""
         for flag in (False, True):
             message = _sent_and_pulled(queue)
             message.delivery_info["redelivered"] = flag
             with adapter.traced_message(message):
                 pass
-        first, later = captured_spans
+        message = _sent_and_pulled(queue)
+        message.delivery_info["redelivered"] = False
+        message.headers["x-death"] = [{"count": 1, "queue": "orders"}]
+        with adapter.traced_message(message):
+            pass
+        first, later, dead_lettered = captured_spans
         assert attributes(first)["queueprop.message.delivery_attempt"] == 1
         assert "queueprop.message.delivery_attempt" not in attributes(later)
+        assert "queueprop.message.delivery_attempt" not in attributes(dead_lettered)
 
 
 def _sent_and_pulled(queue: Any) -> Any:
