@@ -241,12 +241,9 @@ class TestFor:
         messages = GeneratorMessages(library(), loop.begin)
         assert isinstance(messages, Generator)
         assert iter(messages) is messages
-        for step in (
-            lambda: messages.send(None),
-            lambda: messages.throw(LookupError()),
-            lambda: next(messages),
-        ):
-            assert step() == trace_id()
+        assert messages.send(None) == trace_id() == 1
+        assert messages.throw(LookupError()) == trace_id() == 2
+        assert next(messages) == trace_id() == 3
         messages.close()
         assert trace_id() == 0
         assert len(telemetry.spans) == 3
