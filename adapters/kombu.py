@@ -337,9 +337,10 @@ class _Hooks:
 
     def _publish_task(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Celery sends a task for its user."""
-        carried = propagation.read(kwargs.get("headers"))
+        headers = kwargs.get("headers")
+        carried = propagation.read(headers)
         has_span = get_current_span().get_span_context().is_valid
-        if _celery_is_instrumented() and (has_span or carried.reason is None):
+        if _has_celery_s_span(headers) and (has_span or carried.reason is None):
             return wrapped(*args, **(kwargs if carried.reason is None else self._with_current(kwargs)))
         if has_span or carried.reason is not None:
             return self.publish_by(wrapped, producer, _PUBLISH, args, kwargs)
@@ -678,11 +679,16 @@ def _is_housekeeping(module: str) -> bool:
     return module == "kombu.pidbox" or (module.startswith("celery.") and module != _CELERY_TASKS)
 
 
-def _celery_is_instrumented() -> bool:
-    """Whether OpenTelemetry's instrumentation of Celery is active: each task then has its PRODUCER span."""
+def _has_celery_s_span(headers: Any) -> bool:
+    """Whether OpenTelemetry's instrumentation of Celery made this task's PRODUCER span.
+
+    It does where it finds the task's id: in the headers, or in the body of the first protocol's if there are none.
+    """
     module = sys.modules.get("opentelemetry.instrumentation.celery")
     instance = getattr(getattr(module, "CeleryInstrumentor", None), "_instance", None)
-    return instance is not None and bool(instance.is_instrumented_by_opentelemetry)
+    if instance is None or not instance.is_instrumented_by_opentelemetry:
+        return False
+    return not headers or "id" in headers
 
 
 def _is_control(exchange: Any) -> bool:

@@ -39,7 +39,7 @@ def make(broker_url: str, protocol: int = 2) -> Celery:
     app: Any = Celery("integration.celery_tasks")
     app.conf.update(
         broker_url=broker_url,
-        result_backend="rpc://",
+        result_backend=broker_url if broker_url.startswith("redis") else "rpc://",
         worker_send_task_events=True,
         task_send_sent_event=True,
         task_protocol=protocol,
@@ -51,6 +51,10 @@ def make(broker_url: str, protocol: int = 2) -> Celery:
     @app.task(name="add", shared=False)  # type: ignore[untyped-decorator]
     def add(left: int, right: int) -> int:
         return left + right
+
+    @app.task(name="total", shared=False)  # type: ignore[untyped-decorator]
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
 
     @app.task(name="look", shared=False, bind=True)  # type: ignore[untyped-decorator]
     def look(task: Any) -> dict[str, Any]:
@@ -71,9 +75,10 @@ def make(broker_url: str, protocol: int = 2) -> Celery:
 
 def _seen(request: Any) -> dict[str, Any]:
     """What came with a task, and what is current in it."""
-    names = ("traceparent", "tracestate", "baggage")
+    names = ("traceparent", "tracestate", "baggage", "tenant")
+    headers = {**(request.headers or {}), **vars(request)}  # the first protocol has them apart
     return {
-        "headers": {name: value for name in names if (value := getattr(request, name, None)) is not None},
+        "headers": {name: headers[name] for name in names if headers.get(name) is not None},
         "trace_id": _trace_id(),
         "retries": request.retries,
     }
@@ -121,9 +126,16 @@ def _begin(**_: Any) -> None:
         trace_with(os.environ.get(TRACED, ""))
 
 
-signals.task_postrun.connect(_flush, weak=False)
+signals.task_received.connect(_flush, weak=False)  # in the process that consumes
+signals.task_postrun.connect(_flush, weak=False)  # in the one that runs the task
 signals.worker_shutdown.connect(_flush, weak=False)
 signals.celeryd_init.connect(_begin, weak=False)
 
 
 app = make(os.environ.get(BROKER, "memory://"), int(os.environ.get(PROTOCOL, "2")))
+
+
+@app.task(name="elsewhere", shared=False, bind=True)  # type: ignore[untyped-decorator]
+def elsewhere(task: Any) -> dict[str, Any]:
+    """The tests' applications do not know this one."""
+    return _seen(task.request)

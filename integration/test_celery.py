@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("celery")
 
 import kombu
-from celery import Celery, chain
+from celery import chain, chord, group
 
 from integration import celery_tasks
 from integration.contract.run import only
@@ -28,13 +28,28 @@ from queueprop.adapters import kombu as adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-needs_celery_instrumentation = pytest.mark.skipif(
-    importlib.util.find_spec("opentelemetry.instrumentation.celery") is None,
-    reason="opentelemetry-instrumentation-celery is not installed",
-)
-WITH_AND_WITHOUT = [
-    pytest.param("kombu", id="kombu alone"),
-    pytest.param("kombu,celery", id="with Celery's", marks=needs_celery_instrumentation),
+
+@dataclass(frozen=True)
+class Setup:
+    """One worker: the broker, what it and this process are traced with, and the task protocol."""
+
+    broker: str
+    traced: str
+    protocol: int = 2
+
+    def __str__(self) -> str:
+        names = {"": "plain", "kombu": "kombu alone", "kombu,celery": "with Celery's"}
+        return f"{self.broker}-{names[self.traced]}-protocol {self.protocol}"
+
+
+SETUPS = [
+    Setup("rabbitmq", "kombu"),
+    Setup("rabbitmq", "kombu,celery"),
+    Setup("rabbitmq", "kombu", protocol=1),
+    Setup("rabbitmq", "kombu,celery", protocol=1),
+    Setup("redis", ""),
+    Setup("redis", "kombu"),
+    Setup("redis", "kombu,celery"),
 ]
 
 
@@ -42,31 +57,67 @@ WITH_AND_WITHOUT = [
 class Rig:
     """An application here, and its worker."""
 
-    app: Celery
+    setup: Setup
+    url: str
+    app: Any
     told: Telemetry
-    log: Path
 
     @property
     def ours(self) -> list[SpanRecord]:
         return [span for span in self.told.spans if span.is_ours]
 
     @property
-    def theirs(self) -> list[SpanRecord]:
-        return [span for span in self.told.spans if span.scope == "opentelemetry.instrumentation.celery"]
+    def producers(self) -> list[SpanRecord]:
+        """Of every instrumentation."""
+        return [span for span in self.told.spans if span.kind == "PRODUCER"]
 
     def call(self, name: str, *args: Any) -> Any:
         return self.app.tasks[name].delay(*args).get(timeout=60)
 
+    @contextmanager
+    def sending(self, count: int) -> Iterator[None]:
+        """Inside, so many task messages are sent, wherever: each has one PRODUCER span, and nothing else has."""
+        ours, producers = len(self.ours), len(self.producers)
+        expected = count if self.setup.traced else 0
+        yield
+        # The worker's processes hand over what they have after the result has been seen here.
+        wait_until(lambda: len(self.producers) - producers >= expected, f"{expected} spans")
+        assert len(self.producers) - producers == expected
+        kinds = {span.kind for span in self.ours[ours:]}
+        assert kinds <= {"PRODUCER"}
+        if not self.is_passed_over:
+            assert bool(kinds) == self.makes_spans
+
+    @property
+    def makes_spans(self) -> bool:
+        """queueprop alone."""
+        return self.setup.traced == "kombu"
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Celery's own instrumentation makes no span for a message of the first protocol that has headers."""
+        return self.setup.traced == "kombu,celery" and self.setup.protocol == 1
+
+
+@pytest.fixture(scope="module", params=SETUPS, ids=str)
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One worker for all tests of a setup: it takes seconds to start and to stop."""
+    setup: Setup = request.param
+    if "celery" in setup.traced and importlib.util.find_spec("opentelemetry.instrumentation.celery") is None:
+        pytest.skip("opentelemetry-instrumentation-celery is not installed")
+    url: str = request.getfixturevalue(f"{setup.broker}_url")
+    with running(setup, url, tmp_path_factory.mktemp("celery")) as made:
+        yield made
+
 
 @contextmanager
-def running(url: str, folder: Path, traced: str, protocol: int = 2) -> Iterator[Rig]:
-    """Inside, this process and the worker are traced with what ``traced`` names."""
+def running(setup: Setup, url: str, folder: Path) -> Iterator[Rig]:
     with telemetry(folder / "run.jsonl") as told:
         environment = {
             **os.environ,
             celery_tasks.BROKER: url,
-            celery_tasks.TRACED: traced,
-            celery_tasks.PROTOCOL: str(protocol),
+            celery_tasks.TRACED: setup.traced,
+            celery_tasks.PROTOCOL: str(setup.protocol),
             "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         log = folder / "worker.log"
@@ -74,13 +125,13 @@ def running(url: str, folder: Path, traced: str, protocol: int = 2) -> Iterator[
         command += ["--pool=prefork", "--concurrency=2", "-E", "-l", "INFO"]
         with log.open("wb") as output:
             worker = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        app = celery_tasks.make(url, protocol)
+        app = celery_tasks.make(url, setup.protocol)
         app.set_current()
-        celery_tasks.trace_with(traced)
+        celery_tasks.trace_with(setup.traced)
         try:
             wait_until(lambda: worker.poll() is not None or b" ready." in log.read_bytes(), "the worker")
             assert worker.poll() is None, log.read_text()
-            yield Rig(app, told, log)
+            yield Rig(setup, url, app, told)
         finally:
             celery_tasks.untrace()
             app.close()
@@ -91,123 +142,112 @@ def running(url: str, folder: Path, traced: str, protocol: int = 2) -> Iterator[
             worker.wait()
 
 
-@pytest.fixture(params=["rabbitmq", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "delay": lambda app: app.tasks["look"].delay(),
+    "countdown": lambda app: app.tasks["look"].apply_async(countdown=0.1),
+    "headers": lambda app: app.tasks["look"].apply_async(headers={"tenant": "a"}),
+    "send_task": lambda app: app.send_task("look"),
+    "send_task of another program": lambda app: app.send_task("elsewhere"),
+}
 
 
-@pytest.mark.parametrize("traced", WITH_AND_WITHOUT)
-def test_a_task_message_carries_one_context_and_has_one_producer_span(
-    url: str, tmp_path: Path, traced: str
-) -> None:
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_task_message_carries_one_context_and_has_one_producer_span(rig: Rig, way: str) -> None:
     """Ours, or that of Celery's own instrumentation where it is active; never both. The task runs as before."""
-    with running(url, tmp_path, traced) as rig:
-        assert rig.call("add", 2, 3) == 5
-        with ambient_span() as ambient:
-            seen = rig.call("look")
-        trace_id = f"{ambient.trace_id:032x}"
-        producers = [span for span in rig.told.spans if span.kind == "PRODUCER" and span.trace_id == trace_id]
-        producer = only(producers)
-        assert seen["headers"]["traceparent"].split("-")[1:3] == list(producer.context)
-        if "celery" in traced:
-            assert rig.ours == []
-            assert seen["trace_id"] == trace_id
-        else:
-            assert producer.name == "publish celery"
-            assert producer.attributes["messaging.destination.name"] == "celery"
-            assert [span.kind for span in rig.ours] == ["PRODUCER", "PRODUCER"]
+    with rig.sending(1), ambient_span() as ambient:
+        seen = WAYS[way](rig.app).get(timeout=60)
+    assert seen["headers"].get("tenant") == ("a" if way == "headers" else None)
+    if not rig.setup.traced:
+        assert "traceparent" not in seen["headers"]
+        return
+    producer = rig.producers[-1]
+    assert producer.trace_id == f"{ambient.trace_id:032x}"
+    carried = tuple(seen["headers"]["traceparent"].split("-")[1:3])
+    if rig.is_passed_over and way == "send_task of another program":
+        # Celery's instrumentation has ended its span by then, and left the headers alone.
+        assert carried == (producer.trace_id, f"{ambient.span_id:016x}")
+    else:
+        assert carried == producer.context
+    if rig.makes_spans:
+        assert producer.name == "publish celery"
+        assert producer.attributes["messaging.destination.name"] == "celery"
+    elif rig.setup.protocol == 2:  # of the first one Celery's instrumentation looks for headers in vain
+        assert seen["trace_id"] == producer.trace_id
 
 
-@pytest.mark.parametrize("traced", WITH_AND_WITHOUT)
-def test_a_task_that_retries_keeps_its_trace_and_is_sent_once_an_attempt(
-    url: str, tmp_path: Path, traced: str
-) -> None:
+def test_a_task_that_retries_keeps_its_trace_and_is_sent_once_an_attempt(rig: Rig) -> None:
     """Each attempt is one message with one context: what the retry inherits in its headers is replaced."""
-    with running(url, tmp_path, traced) as rig:
-        with ambient_span() as ambient:
-            seen = rig.call("flaky")
-        assert seen["retries"] == 2
-        wait_until(lambda: len(_producers(rig)) >= 3, "what the worker's processes hand over")
-        producers = _producers(rig)
-        assert len(producers) == 3
-        assert seen["headers"]["traceparent"].split("-")[1:3] == list(producers[-1].context)
+    with rig.sending(3), ambient_span() as ambient:
+        seen = rig.call("flaky")
+    assert seen["retries"] == 2
+    if not rig.setup.traced:
+        return
+    producers = rig.producers[-3:]
+    assert seen["headers"]["traceparent"].split("-")[1:3] == list(producers[-1].context)
+    if not rig.is_passed_over:  # where it also makes a root of each run, which the next attempt is sent in
         assert {span.trace_id for span in producers} == {f"{ambient.trace_id:032x}"}
 
 
-def _producers(rig: Rig) -> list[SpanRecord]:
-    return [span for span in rig.told.spans if span.kind == "PRODUCER"]
+def test_workflows_and_failures_are_as_without_us(rig: Rig) -> None:
+    """Results and exceptions do not depend on who traces; each message of a workflow has its one span."""
+    add, fail, total = (rig.app.tasks[name] for name in ("add", "fail", "total"))
+    if rig.setup.protocol == 2:  # the first one has no chains
+        with rig.sending(2):
+            assert chain(add.s(1, 2), add.s(3))().get(timeout=60) == 6
+    with rig.sending(2):
+        assert sorted(group(add.s(1, 2), add.s(3, 4))().get(timeout=60)) == [3, 7]
+    if rig.setup.broker == "redis":  # rpc:// has no chords
+        with rig.sending(3):
+            assert chord([add.s(1, 2), add.s(3, 4)], total.s())().get(timeout=60) == 10
+    with rig.sending(1), pytest.raises(ValueError, match="out of stock"):
+        fail.delay().get(timeout=60)
 
 
-@pytest.mark.parametrize("traced", WITH_AND_WITHOUT)
-def test_events_and_remote_control_stay_untraced(url: str, tmp_path: Path, traced: str) -> None:
+def test_events_and_remote_control_stay_untraced(rig: Rig) -> None:
     """Heartbeats, task events, ping, inspect and broadcasts, on both sides: no span and no context."""
-    with running(url, tmp_path, traced) as rig:
-        wait_until(lambda: bool(rig.app.control.ping(timeout=3)), "an answer to a ping")
-        wait_until(lambda: bool(rig.app.control.inspect(timeout=3).stats()), "the worker's statistics")
-        events: list[dict[str, Any]] = []
-        with rig.app.connection_for_read() as connection:
-            receiver = rig.app.events.Receiver(
-                connection, handlers={"*": lambda event: events.append(dict(event))}
-            )
-            wait_until(
-                lambda: bool(_captured(receiver, events, "worker-heartbeat")), "a heartbeat", deadline=30
-            )
-        assert rig.ours == []
-        assert all("traceparent" not in event for event in events)
-    assert [span for span in rig.told.spans if span.is_ours] == []
+    before = len(rig.ours)
+    control, events = rig.app.control, []
+    assert control.broadcast("ping", reply=True, timeout=30, limit=1)
+    assert control.inspect(timeout=30, limit=1).stats()
+    with rig.app.connection_for_read() as connection:
+
+        def note(event: dict[str, Any]) -> None:
+            events.append(event)
+            receiver.should_stop = event["type"] == "worker-heartbeat"
+
+        receiver = rig.app.events.Receiver(connection, handlers={"*": note})
+        receiver.capture(limit=None, timeout=30, wakeup=False)
+    assert events[-1]["type"] == "worker-heartbeat"
+    assert all("traceparent" not in event for event in events)
+    assert len(rig.ours) == before
 
 
-def _captured(receiver: Any, events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    with contextlib.suppress(TimeoutError):
-        receiver.capture(limit=1, timeout=3)
-    return [event for event in events if event["type"] == kind]
-
-
-@pytest.mark.parametrize("traced", WITH_AND_WITHOUT)
-def test_consumers_of_the_user_in_celery_s_loop_are_traced(url: str, tmp_path: Path, traced: str) -> None:
+def test_consumers_of_the_user_in_celery_s_loop_are_traced(rig: Rig) -> None:
     """A ConsumerStep is the user's code: its message has a CONSUMER span; Celery's consumers beside it have none."""
-    with running(url, tmp_path, traced) as rig:
-        with ambient_span() as ambient, kombu.Connection(url) as connection:
-            kombu.Producer(connection).publish(
-                "order", exchange="celery-orders", routing_key="celery-orders", declare=[celery_tasks.ORDERS]
-            )
-        wait_until(lambda: bool(list(rig.told.records("order"))), "the order")
-        [order] = rig.told.records("order")
-        assert order["trace_id"] == f"{ambient.trace_id:032x}"
-        assert rig.call("add", 1, 1) == 2
-    # The worker's own process hands over its spans as it ends.
+    with ambient_span() as ambient, kombu.Connection(rig.url) as connection:
+        kombu.Producer(connection).publish(
+            "order", exchange="celery-orders", routing_key="celery-orders", declare=[celery_tasks.ORDERS]
+        )
+    wait_until(lambda: bool(list(rig.told.records("order"))), "the order")
+    assert rig.call("add", 1, 1) == 2  # and the worker hands over its spans
+    [order] = rig.told.records("order")
+    if not rig.setup.traced:
+        assert rig.ours == []
+        return
+    assert order["trace_id"] == f"{ambient.trace_id:032x}"
     consumer = only([span for span in rig.ours if span.kind == "CONSUMER"])
     assert consumer.name == "process celery-orders:celery-orders"
     assert consumer.trace_id == order["trace_id"]
 
 
-def _run(workflow: Any) -> Any:
-    return workflow()
-
-
-@pytest.mark.parametrize("traced", ["", *WITH_AND_WITHOUT])
-def test_chains_and_failures_are_as_without_us(url: str, tmp_path: Path, traced: str) -> None:
-    """Results and exceptions of workflows do not depend on who traces."""
-    with running(url, tmp_path, traced) as rig:
-        add, fail = rig.app.tasks["add"], rig.app.tasks["fail"]
-        assert _run(chain(add.s(1, 2), add.s(3))).get(timeout=60) == 6
-        with pytest.raises(ValueError, match="out of stock"):
-            fail.delay().get(timeout=60)
-        if traced == "kombu":
-            assert {span.kind for span in rig.ours} == {"PRODUCER"}
-
-
-def test_the_first_task_protocol_carries_a_context_too(rabbitmq_url: str, tmp_path: Path) -> None:
-    """Its headers are empty, and its context lies there; the task runs."""
-    with running(rabbitmq_url, tmp_path, "kombu", protocol=1) as rig:
-        assert rig.call("add", 2, 3) == 5
-        assert [span.kind for span in rig.ours] == ["PRODUCER"]
-
-
-def test_without_the_instrumentor_again_nothing_is_traced(redis_url: str, tmp_path: Path) -> None:
+def test_without_the_instrumentor_nothing_is_traced_until_it_is_back(rig: Rig) -> None:
     """After uninstrument() the application's publishes are its own again."""
-    with running(redis_url, tmp_path, "kombu") as rig:
-        adapter.KombuInstrumentor().uninstrument()
+    if not rig.makes_spans:
+        pytest.skip("Celery's own instrumentation goes on, or nothing is traced at all")
+    ours = len(rig.ours)
+    adapter.KombuInstrumentor().uninstrument()
+    try:
         assert rig.call("look")["headers"] == {}
-        assert rig.ours == []
+        assert len(rig.ours) == ours
+    finally:
+        adapter.KombuInstrumentor().instrument()

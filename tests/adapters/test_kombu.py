@@ -388,11 +388,12 @@ class TestHousekeeping:
         self, captured_spans: CapturedSpans, instrumented: Any, celery_s_own: None, queue: Any
     ) -> None:
         """It has a PRODUCER span, also where that is over already (a task that is not registered here)."""
-        run_as("celery.app.amqp", publish, queue, headers={"traceparent": TRACEPARENT})
+        headers = {"id": "t-1", "traceparent": TRACEPARENT}
+        run_as("celery.app.amqp", publish, queue, headers=headers)
         assert list(captured_spans) == []
-        assert pull(queue).headers == {"traceparent": TRACEPARENT}
+        assert pull(queue).headers == headers
 
-    @pytest.mark.parametrize("headers", [None, {}, {"tenant": "a"}])
+    @pytest.mark.parametrize("headers", [None, {}])
     def test_a_task_of_the_first_protocol_carries_the_span_of_celery_s_instrumentation(
         self,
         captured_spans: CapturedSpans,
@@ -409,7 +410,23 @@ class TestHousekeeping:
         message = pull(queue)
         sent = next(span for span in captured_spans if span.kind is SpanKind.PRODUCER)
         assert (sent.name, carried(message)) == ("apply_async", context_of(sent))
-        assert message.headers == {**(headers or {}), "traceparent": message.headers["traceparent"]}
+        assert list(message.headers) == ["traceparent"]
+
+    @pytest.mark.parametrize("headers", [{"tenant": "a"}, {"tenant": "a", "traceparent": TRACEPARENT}])
+    def test_a_task_that_celery_s_instrumentation_passes_over_has_a_span_of_ours(
+        self,
+        captured_spans: CapturedSpans,
+        instrumented: Any,
+        celery_s_own: None,
+        queue: Any,
+        headers: dict[str, Any],
+    ) -> None:
+        """It looks for the task's id in headers that a user (or a retry of the first protocol) has filled otherwise."""
+        run_as("celery.app.amqp", publish, queue, headers=headers)
+        [sent] = captured_spans
+        message = pull(queue)
+        assert (carried(message), message.headers["tenant"]) == (context_of(sent), "a")
+        assert (context_of(sent)[:32] == TRACEPARENT[3:35]) is ("traceparent" in headers)
 
     def test_celery_s_instrumentation_without_a_context_leaves_the_task_to_us(
         self, captured_spans: CapturedSpans, instrumented: Any, celery_s_own: None, queue: Any
