@@ -6,9 +6,11 @@ What every library has is in the contract.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ pytest.importorskip("kombu")
 
 import kombu
 from kombu.mixins import ConsumerMixin
-from opentelemetry import baggage, context
+from kombu.utils.limits import TokenBucket
+from opentelemetry import baggage, context, trace
 from opentelemetry.trace import get_current_span
 
 from integration.contract.run import only
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
+from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, tell, wait_until
 from queueprop import Settings
 from queueprop.adapters import kombu as adapter
 
@@ -273,58 +276,133 @@ class TestBatches:
         consume(rabbitmq, queue)
 
 
-class Worker(ConsumerMixin):  # type: ignore[misc]
-    """Handles orders until it has seen all of them; what it had in hand when the broker went comes again."""
+class Orders(ConsumerMixin):  # type: ignore[misc]
+    """Handles orders until all are settled but one, which it keeps in hand; order 6 meets a fault the first time."""
 
-    def __init__(self, connection: Any, queue: Any, count: int) -> None:
-        self.connection = connection
-        self.queue = queue
-        self.expected = count
-        self.bodies: list[str] = []
-        self.traces: list[str] = []
+    restart_limit: Any = TokenBucket(1000)
+
+    def __init__(self, told: Telemetry, url: str, queue: Any, fault: Callable[[Any], None] | None) -> None:
+        self.connection = kombu.Connection(url)
+        self.ready = -1
+        self._told = told
+        self._queue = queue
+        self._fault = fault
 
     def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:
-        return [Consumer(queues=[self.queue], callbacks=[self.on_order], prefetch_count=1)]
+        return [Consumer(queues=[self._queue], callbacks=[self.on_order], prefetch_count=2)]
 
     def on_order(self, body: str, message: Any) -> None:
-        self.bodies.append(body)
-        self.traces.append(f"{get_current_span().get_span_context().trace_id:032x}")
-        message.ack()
-        self.should_stop = len(set(self.bodies)) == self.expected
+        tell("delivered", {"body": body})
+        if body == KEPT:
+            return
+        if body == FAULTY and self._fault is not None:
+            fault, self._fault = self._fault, None
+            # KEPT fills the window beside it, so that no other delivery can come in between; and the answer says that
+            # the broker has seen every ack so far.
+            message.channel.basic_qos(0, 2, False)
+            fault(message)
+            return
+        if body == DEAD:
+            message.reject()
+        else:
+            message.ack()
+        tell("settled", {"body": body})
+        self.should_stop = len(list(self._told.records("settled"))) == ORDERS - 1
+
+    def on_consume_end(self, connection: Any, channel: Any) -> None:
+        self.ready = size(channel, self._queue)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-def test_a_broker_that_goes_and_comes_back(private_rabbitmq: Any, tmp_path: Path, traced: bool) -> None:
-    """Stopped and started under a ConsumerMixin: every message is handled, none is left, no span is orphaned."""
-    with telemetry(tmp_path / "run.jsonl") as told, contextlib.ExitStack() as stack:
-        if traced:
+ORDERS, KEPT, FAULTY, DEAD = 12, "5", "6", "3"
+
+
+def size(channel: Any, queue: Any) -> int:
+    return int(queue(channel).queue_declare(passive=True).message_count)
+
+
+class TestOutages:
+    """The same run without and with queueprop: as many deliveries, messages left, unacked and dead, and no orphan."""
+
+    def test_a_connection_that_the_broker_closes(self, rabbitmq_url: str, tmp_path: Path) -> None:
+        """By a publish that RabbitMQ does not know: what was unacked comes again, in its trace."""
+
+        def fault(message: Any) -> None:
+            kombu.Producer(message.channel).publish("nobody knows", immediate=True)
+
+        self._compare(tmp_path, rabbitmq_url, fault)
+
+    def test_a_broker_that_is_stopped_and_started(self, private_rabbitmq: Any, tmp_path: Path) -> None:
+        """Durable queues and persistent messages outlive it, and so do their contexts; both sides reconnect."""
+        self._compare(tmp_path, private_rabbitmq.url, lambda message: private_rabbitmq.restart())
+
+    def test_a_consumer_that_is_killed(self, rabbitmq_url: str, tmp_path: Path) -> None:
+        """With two messages in hand: others get them, in their traces; the span of the one that it died in is lost."""
+        self._compare(tmp_path, rabbitmq_url, None, lost=1)
+
+    def _compare(self, folder: Path, url: str, fault: Callable[[Any], None] | None, lost: int = 0) -> None:
+        with telemetry(folder / "plain.jsonl") as told:
+            plain = self._run(told, url, fault)
+            assert told.spans == []
+        with telemetry(folder / "traced.jsonl") as told, contextlib.ExitStack() as stack:
             adapter.KombuInstrumentor().instrument()
             stack.callback(adapter.KombuInstrumentor().uninstrument)
-        options = {"confirm_publish": True}
-        connection = stack.enter_context(kombu.Connection(private_rabbitmq.url, transport_options=options))
-        queue = kombu.Queue("orders")(connection.default_channel)
-        queue.declare()
-        expected = [f"order {number}" for number in range(20)]
-        worker = Worker(kombu.Connection(private_rabbitmq.url), queue, len(expected))
-        thread = threading.Thread(target=worker.run, daemon=True)
-        thread.start()
-        for body in expected[:10]:
-            kombu.Producer(connection).publish(body, routing_key="orders", delivery_mode=2)
-        wait_until(lambda: len(set(worker.bodies)) == 10, "the first half")
-        private_rabbitmq.restart()
-        connection.close()
-        for body in expected[10:]:
-            kombu.Producer(connection).publish(body, routing_key="orders", delivery_mode=2, retry=True)
-        thread.join(60)
-        assert not thread.is_alive()
-        assert sorted(set(worker.bodies)) == sorted(expected)
-        channel: Any = connection.channel()
-        assert queue(channel).queue_declare(passive=True).message_count == 0
-        producers, consumers = of_kind(told, "PRODUCER"), of_kind(told, "CONSUMER")
-        if not traced:
-            assert producers == consumers == []
-            return
-        assert len(producers) == len(expected)
-        assert len(consumers) == len(worker.bodies)
-        assert {(span.trace_id, span.parent_id) for span in consumers} == {span.context for span in producers}
-        assert sorted(worker.traces) == sorted(span.trace_id for span in consumers)
+            traced = self._run(told, url, fault)
+            producers, consumers = of_kind(told, "PRODUCER"), of_kind(told, "CONSUMER")
+        assert traced == plain
+        assert plain["delivered"] == sorted([*map(str, range(ORDERS)), KEPT, FAULTY])
+        assert (plain["ready"], plain["unacked"], plain["dead"]) == (0, 1, 1)
+        orders = [span for span in producers if span.attributes["messaging.destination.name"] == "orders"]
+        assert len(orders) == ORDERS
+        assert len(consumers) == len(traced["delivered"]) - lost
+        assert {(span.trace_id, span.parent_id) for span in consumers} == {span.context for span in orders}
+
+    def _run(self, told: Telemetry, url: str, fault: Callable[[Any], None] | None) -> dict[str, Any]:
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead-orders"}
+        queue = kombu.Queue("orders", queue_arguments=arguments)
+        dead = kombu.Queue("dead-orders")
+        with kombu.Connection(url, transport_options={"confirm_publish": True}) as connection:
+            for it in (queue, dead):
+                it(connection.default_channel).declare()
+            producer = kombu.Producer(connection)
+            for number in range(ORDERS - 2):
+                producer.publish(str(number), routing_key="orders")
+            if fault is None:
+                _kill(Orders(told, url, queue, _die))
+            orders = Orders(told, url, queue, fault)
+            thread = threading.Thread(target=orders.run, daemon=True)
+            thread.start()
+            wait_until(lambda: len(_bodies(told)) > 7, "a delivery after the fault")
+            for number in (ORDERS - 2, ORDERS - 1):
+                producer.publish(str(number), routing_key="orders", retry=True)
+            thread.join(60)
+            assert not thread.is_alive()
+            channel = connection.default_channel
+            wait_until(lambda: size(channel, queue) * size(channel, dead) > 0, "what is given back")
+            left, lost = (it(channel).delete() for it in (queue, dead))
+        return {
+            "delivered": sorted(_bodies(told)),
+            "ready": orders.ready,
+            "unacked": left - orders.ready,
+            "dead": lost,
+        }
+
+
+def _bodies(told: Telemetry) -> list[str]:
+    return [record["body"] for record in told.records("delivered")]
+
+
+def _die(message: Any) -> None:
+    provider: Any = trace.get_tracer_provider()
+    provider.force_flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill(orders: Orders) -> None:
+    """Runs it in a process of its own, which dies of it."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            orders.run()
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
