@@ -356,12 +356,14 @@ class _Hooks:
         """The span of Celery's own instrumentation is current, and did not come into the headers: it leaves alone what
         is empty, as the headers of Celery's first task protocol are.
         """
-        headers, current = kwargs.get("headers"), get_current()
-        if is_suppressed(current) or not isinstance(headers, (Mapping, type(None))):
-            return kwargs
-        written = dict(headers or {})
-        self.engine.write(_CoreMessage(headers=written), current)
-        return {**kwargs, "headers": written} if written else kwargs
+        written: dict[str, Any] = {}
+        try:
+            current = get_current()
+            if not is_suppressed(current):
+                self.engine.write(_CoreMessage(headers=written), current)
+        except Exception as error:
+            guard.fault("writing the headers of a task", error)
+        return {**kwargs, "headers": {**(kwargs.get("headers") or {}), **written}} if written else kwargs
 
     def publish_by(
         self, wrapped: Wrapped, producer: Any, parameters: Sequence[str], args: Arguments, kwargs: Options
@@ -424,10 +426,14 @@ class _Hooks:
         return wrapped(*args, **{**kwargs, "callback": ours})
 
     def _deliver(self, callback: types.MethodType, queue: str, raw: Any) -> Any:
-        consumer = callback.__self__
-        if not self.is_active() or not _has_handler_of_the_user(consumer) or _is_control(_exchange_of(raw)):
-            return callback(raw)
-        return _rebound(callback, _Receiving(consumer, self, queue))(raw)
+        receive: Callable[[Any], Any] = callback
+        try:
+            consumer = callback.__self__
+            if self.is_active() and _has_handler_of_the_user(consumer) and not _is_control(_exchange_of(raw)):
+                receive = _rebound(callback, _Receiving(consumer, self, queue))
+        except Exception as error:
+            guard.fault("looking at a delivery of kombu", error)
+        return receive(raw)
 
     def get(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``Queue.get``: a pull call, which opens no scope for what follows."""
@@ -708,11 +714,17 @@ def _is_published_already(headers: Mapping[Any, Any]) -> bool:
 def _has_handler_of_the_user(consumer: Any) -> bool:
     if consumer.on_message:
         handlers: Sequence[Any] = (consumer.on_message,)
-    elif inspect.getattr_static(consumer, "receive") is not vars(Consumer)["receive"]:
+    elif _has_receive_of_its_own(consumer):
         handlers = (consumer.receive,)
     else:
         handlers = consumer.callbacks
     return not handlers or not all(map(_is_of_a_library, handlers))
+
+
+def _has_receive_of_its_own(consumer: Any) -> bool:
+    if "receive" in vars(consumer):
+        return True
+    return next(kind for kind in type(consumer).__mro__ if "receive" in vars(kind)) is not Consumer
 
 
 def _is_of_a_library(handler: Any) -> bool:

@@ -412,6 +412,21 @@ class TestHousekeeping:
         assert (sent.name, carried(message)) == ("apply_async", context_of(sent))
         assert list(message.headers) == ["traceparent"]
 
+    def test_a_task_whose_context_cannot_be_written_is_sent(
+        self,
+        captured_spans: CapturedSpans,
+        instrumented: Any,
+        celery_s_own: None,
+        queue: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Whatever breaks there, Celery publishes."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr("queueprop.spans.Engine.write", lambda *_: 1 / 0)
+        with get_tracer("celery's").start_as_current_span("apply_async", kind=SpanKind.PRODUCER):
+            run_as("celery.app.amqp", publish, queue)
+        assert pull(queue).headers == {}
+
     @pytest.mark.parametrize("headers", [{"tenant": "a"}, {"tenant": "a", "traceparent": TRACEPARENT}])
     def test_a_task_that_celery_s_instrumentation_passes_over_has_a_span_of_ours(
         self,
@@ -651,6 +666,32 @@ class TestConsuming:
         received, process = list(captured_spans)[2:]
         assert (received.kind, process.kind) == (SpanKind.CLIENT, SpanKind.CONSUMER)
         assert [span.get_span_context() for span in seen] == [process.get_span_context()]
+
+    def test_a_receive_that_was_put_on_a_consumer_is_its_handler(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """Set on the object itself: it runs inside the span."""
+        seen: list[Any] = []
+        consumer = kombu.Consumer(queue.channel, [queue])
+        consumer.receive = lambda body, message: seen.append(get_current_span().get_span_context())
+        publish(queue)
+        consume(queue, consumer)
+        [process] = consumers(captured_spans)
+        assert seen == [process.get_span_context()]
+
+    def test_what_cannot_be_looked_at_is_delivered(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever breaks in the adapter before a delivery, the callbacks get the message."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        monkeypatch.setattr(adapter, "_exchange_of", lambda raw: 1 / 0)
+        got: list[Any] = []
+        publish(queue)
+        consume(
+            queue, kombu.Consumer(queue.channel, [queue], callbacks=[lambda body, message: got.append(body)])
+        )
+        assert got == ["hello"]
+        assert consumers(captured_spans) == []
 
     def test_other_callbacks_of_a_queue_are_left_alone(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
