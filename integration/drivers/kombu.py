@@ -441,7 +441,7 @@ class KombuDriver(Driver):
 
 
 class AmqpDriver(KombuDriver):
-    """RabbitMQ, with quorum queues, which count deliveries and dead-letter what is rejected."""
+    """RabbitMQ. The queue is a classic one, but a quorum queue where redeliveries are counted."""
 
     transport = "amqp"
     system = "rabbitmq"
@@ -451,11 +451,12 @@ class AmqpDriver(KombuDriver):
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
         self._dead = f"dead-{self.queue}"
+        self._queue_type = "classic"
 
     @property
     def queue_arguments(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {
-            "x-queue-type": "quorum",
+            "x-queue-type": self._queue_type,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": self._dead,
         }
@@ -464,6 +465,17 @@ class AmqpDriver(KombuDriver):
         super().reconnect()
         with self._connection.channel() as channel:
             self._dead_queue(channel).declare()
+
+    def publish(self, body: str, *args: Any, refusal: str | None = None, **options: Any) -> None:
+        if refusal == "requeue" and self._queue_type == "classic":
+            self._become_quorum()
+        super().publish(body, *args, refusal=refusal, **options)
+
+    def _become_quorum(self) -> None:
+        with self._connection.channel() as channel:
+            self._entity(self.queue)(channel).delete()
+            self._queue_type = "quorum"
+            self._entity(self.queue)(channel).declare()
 
     def close(self) -> None:
         with self._connection.channel() as channel:
@@ -511,7 +523,7 @@ class AmqpDriver(KombuDriver):
         return found[-1]
 
     def _is_settled(self, found: list[Counts]) -> bool:
-        """A quorum queue says what it has a moment later."""
+        """A queue says what it has a moment later."""
         time.sleep(0.02)
         found.append(Counts(left=self._size(self.queue), dead=self._size_of_dead()))
         return len(found) > 2 and found[-1] == found[-2] == found[-3]
@@ -547,21 +559,9 @@ class RedisDriver(_VirtualDriver):
     system = "redis"
     broker = "redis"
 
-    def _transport_options(self) -> dict[str, Any]:
-        # What a killed process had in hand is given back after this many seconds.
-        return {"visibility_timeout": 1} if self._is_killing else {}
-
-    _is_killing = False
-
-    def consume_killed(self, handler: Handler) -> None:
-        self._is_killing = True
-        self._connection.close()
-        self.reconnect()
-        super().consume_killed(handler)
-
     def _await_redelivery(self) -> None:
-        time.sleep(1.1)
         with self._connection.channel() as channel:
+            channel.visibility_timeout = 0  # it is over for what nobody acked
             channel.qos.restore_visible()  # as any consumer of the queue does now and then
 
     def failing(self) -> Sequence[Failing]:
