@@ -96,7 +96,9 @@ class KombuDriver(Driver):
     @classmethod
     def many(cls, column: Column) -> int:
         # All transports run the same code of ours there; a broker needs 3 ms a message.
-        return 10_000 if cls.transport == "memory" and cls._kind(column.style) == "callbacks" else 1_000
+        if cls.transport != "memory":
+            return 200
+        return 10_000 if cls._kind(column.style) in ("callbacks", "Queue.get") else 1_000
 
     @classmethod
     def remarks(cls, column: Column) -> Mapping[int, str]:
@@ -181,7 +183,8 @@ class KombuDriver(Driver):
         options = {
             "headers": dict(headers) if headers else None,
             "type": refusal,
-            "timestamp": int(time.time()),
+            # Rounded: the wait that is told then stays within the resolution, also where a connection is made first.
+            "timestamp": round(time.time()),
         }
         self._publish(self._publishing, self.queue, body, way=way, **options)
 
@@ -616,10 +619,6 @@ class FilesystemDriver(_VirtualDriver):
             "kill": "what a killed process had in hand is gone with it",
             "restart": "folders have no server",
         }
-
-    @classmethod
-    def many(cls, column: Column) -> int:
-        return 200  # every get lists the folder
 
     def _publish(self, *args: Any, **options: Any) -> None:
         super()._publish(*args, **options)
