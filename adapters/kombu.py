@@ -17,7 +17,6 @@ kombu gives every broker the exchanges and queues of AMQP, so destinations are n
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import sys
@@ -30,12 +29,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast, ove
 
 import wrapt
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span
+from opentelemetry.trace import Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, propagation, rabbitmq
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.handlers import Scoped, run_inside
+from queueprop.handlers import Scoped, prepared, run_inside
+from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination
 from queueprop.message import Message as _CoreMessage
@@ -185,7 +185,7 @@ def traced_message(
     Args as for ``traced_messages``. Of an empty queue (``None``) there is no span.
     """
     hooks = _Hooks(engine_for(settings))
-    return _prepared(lambda: None if message is None else hooks.process(message, None, destination))
+    return prepared(lambda: None if message is None else hooks.process(message, None, destination), _READING)
 
 
 def traced_batch(
@@ -196,7 +196,7 @@ def traced_batch(
     Args as for ``traced_messages``; without ``destination`` it is the first message's.
     """
     hooks = _Hooks(engine_for(settings))
-    return _prepared(lambda: hooks.process_batch(messages, destination))
+    return prepared(lambda: hooks.process_batch(messages, destination), _READING)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -274,6 +274,7 @@ Arguments = tuple[Any, ...]
 Options = dict[str, Any]
 
 _OWNER = "kombu"
+_READING = "reading a message of kombu"
 _SETTLEMENTS = ("ack", "reject", "requeue")
 
 # The queue that is being pulled from: the explicit API above the instrumentor, or a SimpleQueue above its Queue, pulls
@@ -305,16 +306,6 @@ def _positional(function: Callable[..., Any]) -> list[str]:
 
 
 _PUBLISH = _positional(Producer.publish)[1:]
-
-
-def _prepared(
-    begin: Callable[[], AbstractContextManager[Span] | None],
-) -> AbstractContextManager[Span]:
-    try:
-        return begin() or contextlib.nullcontext(INVALID_SPAN)
-    except Exception as error:
-        guard.fault("reading a message of kombu", error)
-        return contextlib.nullcontext(INVALID_SPAN)
 
 
 class _Hooks:
@@ -788,7 +779,7 @@ def _delivery(message: Message) -> _Delivery:
         conversation_id=_text(properties.get("correlation_id")),
         body=body if isinstance(body, (bytes, str)) else None,
         sent_at=properties.get("timestamp"),
-        attempt=_attempt(message),
+        attempt=rabbitmq.delivery_attempt(message.headers, message.delivery_info.get("redelivered")),
         native=message,
         describe=_describe,
     )
@@ -797,16 +788,6 @@ def _delivery(message: Message) -> _Delivery:
 def _describe(message: Message) -> Mapping[str, AttributeValue]:
     tag = message.delivery_tag  # of AMQP; other transports make one up
     return {rabbitmq.DELIVERY_TAG: tag} if isinstance(tag, int) else {}
-
-
-def _attempt(message: Message) -> int | None:
-    """Which delivery this is, where that can be known: only quorum queues count, and a dead-lettered one had others."""
-    if "x-death" in message.headers:
-        return None
-    earlier = message.headers.get("x-delivery-count")
-    if isinstance(earlier, int):
-        return earlier + 1
-    return 1 if message.delivery_info.get("redelivered") is False else None
 
 
 def _only_queue(consumer: Any) -> str | None:
@@ -833,7 +814,7 @@ def _with_headers(
 ) -> tuple[Arguments, Options]:
     """The arguments with the headers that carry the context; as they are where there is none."""
     headers = cast("dict[str, Any]", send.messages[0].headers)
-    if headers == (given.get("headers") or {}):
+    if not is_altered(headers, given.get("headers") or {}):
         return args, kwargs
     if "headers" in parameters[: len(args)]:
         place = parameters.index("headers")

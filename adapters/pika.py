@@ -17,25 +17,25 @@ inside ``traced_message``.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
+from opentelemetry.trace import Span, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, rabbitmq
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.handlers import run_inside
-from queueprop.iteration import Messages, iterate_inside
+from queueprop.handlers import prepared, run_inside
+from queueprop.headers import is_altered
+from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination, Message
 from queueprop.operations import Process, ProcessBatch
 from queueprop.scope import current_scope
@@ -154,7 +154,7 @@ def traced_message(
     (``(None, None, None)``) there is no span.
     """
     hooks = _Hooks(engine_for(settings))
-    return _prepared(lambda: hooks.process(message, None, None, destination))
+    return prepared(lambda: hooks.process(message, None, None, destination), _READING)
 
 
 def traced_batch(
@@ -165,7 +165,7 @@ def traced_batch(
     Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue.
     """
     hooks = _Hooks(engine_for(settings))
-    return _prepared(lambda: hooks.process_batch(messages, destination))
+    return prepared(lambda: hooks.process_batch(messages, destination), _READING)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -227,14 +227,6 @@ def _wrapped(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
     return call
 
 
-def _prepared(begin: Callable[[], AbstractContextManager[Span] | None]) -> AbstractContextManager[Span]:
-    try:
-        return begin() or contextlib.nullcontext(INVALID_SPAN)
-    except Exception as error:
-        guard.fault("reading a message of pika", error)
-        return contextlib.nullcontext(INVALID_SPAN)
-
-
 class _Hooks:
     """What is done around pika's own methods, each as ``hook(bound method, its channel, args, kwargs)``."""
 
@@ -247,7 +239,9 @@ class _Hooks:
         self.engine = engine
         self._is_active = is_active
         self._is_left_alone = is_left_alone
-        self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[_Consumed]] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[GeneratorMessages[Any]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     # The producer's side
 
@@ -312,7 +306,9 @@ class _Hooks:
         self._leave_loop(channel)
         queue, auto_ack = _given(0, "queue", args, kwargs), bool(_given(1, "auto_ack", args, kwargs))
         messages = wrapped(*args, **kwargs)
-        loop = _Consumed(messages, lambda message: self.process(message, channel, queue, None, auto_ack))
+        loop = GeneratorMessages(
+            messages, lambda message: self.process(message, channel, queue, None, auto_ack)
+        )
         self._loops[channel] = weakref.ref(loop)
         return loop
 
@@ -462,6 +458,7 @@ class _Hooks:
 
 
 _OWNER = "pika"
+_READING = "reading a message of pika"
 _DELIVERIES = (Basic.Deliver, Basic.GetOk)
 _PROPERTIES = 3  # its place among the arguments of basic_publish
 
@@ -476,25 +473,6 @@ def _pulling() -> Iterator[None]:
         yield
     finally:
         _is_pulling.reset(token)
-
-
-class _Consumed(Messages[Any], Generator[Any, Any, None]):
-    """What ``BlockingChannel.consume`` gives, a generator as before."""
-
-    def __iter__(self) -> _Consumed:
-        return self
-
-    def send(self, value: Any) -> Any:
-        return self._step(self._source.send, value)  # type: ignore[attr-defined]
-
-    def throw(self, *error: Any) -> Any:
-        return self._step(self._source.throw, *error)  # type: ignore[attr-defined]
-
-    def _step(self, step: Callable[..., Any], *given: Any) -> Any:
-        self._move_on()
-        message = step(*given)
-        self._enter(message)
-        return message
 
 
 # Arguments
@@ -551,12 +529,8 @@ def _goes_out(message: Message, given: Publish, channel: Any) -> bool:
 
 
 def _is_written(message: Message, given: Publish) -> bool:
-    headers = message.headers
-    # By identity: a caller's value need not know how to be compared, and pika is to say what is wrong with it.
-    before = getattr(given.properties, "headers", None) or {}
-    return isinstance(headers, dict) and (
-        len(headers) != len(before) or any(value is not before.get(name) for name, value in headers.items())
-    )
+    written = message.headers
+    return isinstance(written, dict) and is_altered(written, getattr(given.properties, "headers", None) or {})
 
 
 def _has_room(message: Message, given: Publish, channel: Any) -> bool:
@@ -606,7 +580,7 @@ def _message_of(delivery: Delivery) -> Message:
         conversation_id=_text(properties.correlation_id),
         body=delivery.body,
         sent_at=properties.timestamp,
-        attempt=_attempt(delivery),
+        attempt=rabbitmq.delivery_attempt(properties.headers, delivery.method.redelivered),
         native=delivery,
         key=delivery.method,
         describe=_describe,
@@ -615,24 +589,6 @@ def _message_of(delivery: Delivery) -> Message:
 
 def _describe(delivery: Delivery) -> Mapping[str, AttributeValue]:
     return {rabbitmq.DELIVERY_TAG: delivery.method.delivery_tag}
-
-
-def _attempt(delivery: Delivery) -> int | None:
-    """Which delivery this is, from 1, where that can be known.
-
-    Classic queues only tell that there was one before. Quorum queues count: until RabbitMQ 4.2 every redelivery in
-    ``x-delivery-count``; from 4.3 that counts failed ones alone (a ``basic_reject``, a lost channel, and not a
-    ``basic_nack``), and ``x-acquired-count`` counts all. What was dead-lettered had others, in another queue.
-    """
-    headers = delivery.properties.headers
-    if not isinstance(headers, Mapping):
-        headers = {}
-    if "x-death" in headers:
-        return None
-    if not delivery.method.redelivered:
-        return 1
-    earlier = headers.get("x-acquired-count", headers.get("x-delivery-count"))
-    return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
 
 
 def _text(value: Any) -> str | None:

@@ -6,7 +6,10 @@ import functools
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
+
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
 
@@ -42,6 +45,22 @@ def run_inside(handler: F, begin: Begin) -> F:
     else:
         wrapper = _function(handler, begin)
     return cast(F, functools.wraps(handler)(wrapper))
+
+
+def prepared(
+    begin: Callable[[], AbstractContextManager[Span] | None], what: str
+) -> AbstractContextManager[Span]:
+    """What ``begin`` makes, as a context manager in any case: an empty one for ``None``, and where that failed.
+
+    Args:
+        begin: reads a message and makes its operation.
+        what: for the log, where it raises: ``reading a message of pika``.
+    """
+    try:
+        return begin() or nullcontext(INVALID_SPAN)
+    except Exception as error:
+        guard.fault(what, error)
+        return nullcontext(INVALID_SPAN)
 
 
 def _is_a(kind: Callable[[Any], bool], handler: Any) -> bool:

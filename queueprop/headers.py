@@ -74,6 +74,14 @@ def write(headers: object, name: str, value: str) -> None:
     replace(headers, (name.lower(),), {name: value})
 
 
+def is_altered(written: Mapping[Any, object], given: Mapping[Any, object]) -> bool:
+    """Whether something was written into, or removed from, a copy of what the caller gave.
+
+    By identity: a caller's value need not know how to be compared.
+    """
+    return len(written) != len(given) or any(value is not given.get(name) for name, value in written.items())
+
+
 def remove(headers: object, names: Names) -> None:
     """Removes, in place, the headers of these names (lowercase; matched in any case). See ``replace``."""
     replace(headers, names, {})

@@ -1,10 +1,12 @@
-"""Names of RabbitMQ's destinations, by the conventions for messaging: what every adapter that speaks to it shares.
+"""What every adapter shares that speaks to RabbitMQ: the names of destinations, and the count of deliveries.
 
-A name is made of what is there of exchange, routing key and queue, with colons between.
+By the conventions for messaging a name is made of what is there of exchange, routing key and queue, with colons
+between.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from queueprop.message import Destination
@@ -49,6 +51,27 @@ def consumer_destination(
     """
     parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
     return _destination(parts, routing_key, system, host, port)
+
+
+def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
+    """Which delivery of a message this is, from 1, where that can be known.
+
+    Classic queues only tell that there was one before. Quorum queues count: until RabbitMQ 4.2 every redelivery in
+    ``x-delivery-count``; from 4.3 that counts failed ones alone (a ``basic_reject``, a lost channel, and not a
+    ``basic_nack``), and ``x-acquired-count`` counts all. What was dead-lettered had others, in another queue.
+
+    Args:
+        headers: as delivered, whatever they are.
+        redelivered: the delivery's own flag; ``None`` where there is none.
+    """
+    if not isinstance(headers, Mapping):
+        headers = {}
+    if "x-death" in headers:
+        return None
+    if redelivered is False:
+        return 1
+    earlier = headers.get("x-acquired-count", headers.get("x-delivery-count"))
+    return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.handlers import run_inside
+from queueprop.handlers import prepared, run_inside
 from queueprop.operations import Process
 from queueprop.spans import Engine
 
@@ -690,3 +690,29 @@ class TestAsyncGenerators:
         asyncio.run(run())
         assert {ids(span) for span in telemetry.spans} != {None}
         assert len(telemetry.spans) == 2
+
+
+class TestPrepared:
+    def test_what_is_made_is_entered(self, telemetry: Telemetry) -> None:
+        """The body runs inside the operation."""
+        message = Message(headers={"traceparent": TRACEPARENT})
+        with prepared(lambda: telemetry.engine().process(ORDERS, message), "reading") as span:
+            assert current_ids() == ids(span)
+        assert telemetry.only().name == span.name  # type: ignore[attr-defined]
+
+    def test_of_nothing_there_is_no_span(self, telemetry: Telemetry) -> None:
+        """An empty pull has a body, too: it runs outside."""
+        with prepared(lambda: None, "reading") as span:
+            assert not span.get_span_context().is_valid
+        assert list(telemetry.spans) == []
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_fault_of_ours_keeps_no_body_from_running(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What cannot be read is logged, and handled without a span."""
+
+        def broken() -> None:
+            raise LookupError("no headers")
+
+        with prepared(broken, "reading a message of the shop") as span:
+            assert not span.get_span_context().is_valid
+        assert "reading a message of the shop" in caplog.text

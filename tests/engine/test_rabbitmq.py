@@ -65,3 +65,24 @@ def test_a_destination_is_built_once() -> None:
     assert rabbitmq.producer_destination("shop", "orders", *BROKER) is rabbitmq.producer_destination(
         "shop", "orders", *BROKER
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "redelivered", "attempt"),
+    [
+        ({}, False, 1),
+        (None, False, 1),
+        ({}, True, None),
+        ([("x-delivery-count", 1)], True, None),
+        ({"x-delivery-count": 2}, True, 3),
+        ({"x-delivery-count": 1, "x-acquired-count": 3}, True, 4),
+        ({"x-delivery-count": 0}, True, None),
+        ({"x-delivery-count": "2"}, True, None),
+        ({"x-delivery-count": 2}, None, 3),
+        ({"x-death": [{"count": 1}], "x-delivery-count": 2}, True, None),
+        ({"x-death": [{"count": 1}]}, False, None),
+    ],
+)
+def test_which_delivery_it_is(headers: object, redelivered: bool | None, attempt: int | None) -> None:
+    """The first by its flag, later ones where a quorum queue counts; unknown behind a dead letter."""
+    assert rabbitmq.delivery_attempt(headers, redelivered) == attempt

@@ -281,3 +281,21 @@ class _CaseInsensitive(MutableMapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class _Uncomparable:
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_copy_that_was_written_to_is_told_from_one_that_was_not() -> None:
+    """A header more, fewer or replaced is an alteration; values are not compared, which a caller's may not bear."""
+    value = _Uncomparable()
+    given = {"shop": value, "traceparent": "old"}
+    assert not headers.is_altered(dict(given), given)
+    assert headers.is_altered({"shop": value}, given)
+    assert headers.is_altered({**given, "baggage": "a=1"}, given)
+    assert headers.is_altered({"shop": value, "traceparent": "new"}, given)
+    assert headers.is_altered({"shop": value, "Traceparent": "old"}, given)
