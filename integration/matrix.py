@@ -66,7 +66,7 @@ def _rig(column: Column, request: pytest.FixtureRequest, folder: Path) -> Rig:
     driver = _driver_of(request.cls)
     broker = request.getfixturevalue(f"{driver.broker}_broker") if driver.broker else None
     if broker is not None:
-        _matrix(request.config).rungs[driver.library] = str(broker)
+        _matrix(request.config).rungs[column.library] = str(broker)
     folder.mkdir(exist_ok=True)
     return Rig(
         driver,

@@ -50,7 +50,7 @@ _IMPATIENT = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 
 
 class KombuDriver(Driver):
-    """A style is a way to consume; that of a transport other than amqp begins with its name.
+    """A style is a way to consume, over one transport.
 
     Its user settles as kombu lets them: in the callback where all went well, and where the exception came out if not.
     """
@@ -68,7 +68,9 @@ class KombuDriver(Driver):
     @classmethod
     def columns(cls) -> Sequence[Column]:
         apis: tuple[Api, ...] = ("explicit", "instrumentor")
-        return [Column(cls.library, cls._prefix() + style, api) for style in cls.styles for api in apis]
+        return [
+            Column(f"{cls.library} over {cls.transport}", style, api) for style in cls.styles for api in apis
+        ]
 
     @classmethod
     def lacks(cls, column: Column) -> Mapping[Need, str]:
@@ -80,41 +82,33 @@ class KombuDriver(Driver):
         }
         if column.api == "explicit":
             lacks["instrumentor"] = "explicit API: nothing is patched"
-        if cls._kind(column.style) not in _PULLED:
+        if column.style not in _PULLED:
             lacks["batch receive"] = "a callback is given one message"
             lacks["exits"] = "a callback: there is no loop of the user's to leave"
         return lacks
 
     @classmethod
     def receives(cls, style: str) -> bool:
-        return cls._kind(style) in _PULLED
+        return style in _PULLED
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
-        return ("break", "return", "exception") if cls._kind(style) in _PULLED else ()
+        return ("break", "return", "exception") if style in _PULLED else ()
 
     @classmethod
     def many(cls, column: Column) -> int:
         # All transports run the same code of ours there; a broker needs 3 ms a message.
         if cls.transport != "memory":
             return 200
-        return 10_000 if cls._kind(column.style) in ("callbacks", "Queue.get") else 1_000
+        return 10_000 if column.style in ("callbacks", "Queue.get") else 1_000
 
     @classmethod
     def remarks(cls, column: Column) -> Mapping[int, str]:
         return {15: f"{cls.many(column):,} messages on one thread"}
 
-    @classmethod
-    def _prefix(cls) -> str:
-        return "" if cls.transport == "amqp" else f"{cls.transport} "
-
-    @classmethod
-    def _kind(cls, style: str) -> str:
-        return style.removeprefix(cls._prefix())
-
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self._consumes = self._kind(style)
+        self._consumes = style
         self._settings: Settings | None = None
         self._local = threading.local()
         self._connections: list[kombu.Connection] = []
