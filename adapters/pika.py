@@ -38,7 +38,7 @@ from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination, Message
 from queueprop.operations import Process, ProcessBatch
-from queueprop.scope import current_scope
+from queueprop.scope import current_scope, is_spoken_for, speaking_for
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
@@ -253,6 +253,9 @@ class _Hooks:
             return wrapped(*args, **kwargs)  # pika says what is wrong with them
         if self.engine.is_sending(_OWNER) or self._is_left_alone(channel):
             return wrapped(*args, **kwargs)
+        if is_spoken_for(channel):
+            with speaking_for():  # for the Channel below, too
+                return wrapped(*args, **kwargs)
         try:
             message = _message_for(given)
             send = self.engine.send(_published_to(given, channel), message, owner=_OWNER)
@@ -303,6 +306,8 @@ class _Hooks:
 
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
+        if is_spoken_for(channel):
+            return wrapped(*args, **kwargs)
         self._leave_loop(channel)
         queue, auto_ack = _given(0, "queue", args, kwargs), bool(_given(1, "auto_ack", args, kwargs))
         messages = wrapped(*args, **kwargs)

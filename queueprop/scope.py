@@ -9,6 +9,10 @@ a Context that does not know it is left alone.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -32,6 +36,34 @@ def current_scope(context: Context) -> Scope | None:
     while isinstance(scope, Carried):
         scope = scope.within
     return scope
+
+
+class _Everything(Container[object]):
+    def __contains__(self, transport: object) -> bool:
+        return True
+
+
+_EVERYTHING: Container[object] = _Everything()
+
+_spoken_for: ContextVar[Container[object]] = ContextVar("queueprop-spoken-for", default=())
+
+
+@contextmanager
+def speaking_for(transports: Container[object] = _EVERYTHING) -> Iterator[None]:
+    """Inside, these objects of another library (its channels) carry messages of the layer above, which traces them.
+
+    A task queue that is built on a client library says it, so that a message has one span and one context: its own.
+    """
+    token = _spoken_for.set(transports)
+    try:
+        yield
+    finally:
+        _spoken_for.reset(token)
+
+
+def is_spoken_for(transport: object) -> bool:
+    """Whether what goes through this object now is traced by a layer above: its own adapter leaves it alone."""
+    return transport in _spoken_for.get()
 
 
 class Scope:
