@@ -1,0 +1,629 @@
+"""Dramatiq: messages in their senders' traces. Dramatiq 1.17 to 2, every broker that Dramatiq's own workers consume.
+
+The context travels in the message's options, as ``options["queueprop"]``, a mapping of text. It is that of the moment
+when the message is enqueued, not when it is built, and is put into a copy.
+
+What Dramatiq itself enqueues again (a retry, a delayed message that is due) is no publish: it keeps the context of its
+first one. A pipeline's next message, callbacks of actors and of groups are publishes, inside the span of the message
+that led to them.
+
+Two things shape this file:
+
+- Middleware hooks come in pairs that do not always meet, and in an order that depends on who was added first. So the
+  two calls that matter are wrapped whole, on objects that the hooks hand out: ``Broker.enqueue`` of the broker, and
+  ``process_message`` of a worker's thread. Where the middleware stands among others makes no difference then.
+- A time limit and a shutdown are raised in a worker's thread at any point of it, code of ours included. Whatever
+  was current before a message is put back behind it, in the frame that saw it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from multiprocessing.util import Finalize, register_after_fork
+from typing import Any, cast
+
+from opentelemetry.context import attach, get_current
+
+from queueprop import guard
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.flush import flush
+from queueprop.message import Destination, Message
+from queueprop.operations import Send
+from queueprop.scope import speaking_for
+from queueprop.settings import Settings
+from queueprop.spans import Engine, engine_for
+
+try:
+    import dramatiq
+    from dramatiq.broker import Broker, MessageProxy
+    from dramatiq.common import q_name
+    from dramatiq.errors import ActorNotFound
+    from dramatiq.middleware import Middleware
+    from dramatiq.worker import _ConsumerThread, _WorkerThread
+except ModuleNotFoundError as error:
+    if error.name != "dramatiq":
+        raise
+    raise missing_extra(__name__, "Dramatiq", "dramatiq") from None
+
+OPTION = "queueprop"
+"""The message's option in which the context travels."""
+
+SYSTEM = "dramatiq"
+"""``messaging.system``: the conventions have no value for Dramatiq, and this is what its users would search for."""
+
+MESSAGE_FAILED = "message_failed"
+"""``error.type`` of a message that a middleware had rejected, without an exception."""
+
+
+class QueuepropMiddleware(Middleware):
+    """Traces what a broker enqueues, and what its workers process::
+
+        broker.add_middleware(QueuepropMiddleware())
+
+    Add it where the broker is made, before actors are declared or after, and anywhere among other middleware: what
+    these enqueue is inside the message's span in any case. One object may serve several brokers.
+
+    Args:
+        settings: instead of those of the environment.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._hooks = _Hooks(engine_for(settings))
+        self._children = _Children(self._hooks.engine)
+
+    # What a broker calls first, whatever it is used for.
+
+    def before_declare_actor(self, broker: Any, actor: Any) -> None:
+        self._hooks.join_broker(broker)
+
+    def after_declare_actor(self, broker: Any, actor: Any) -> None:
+        self._hooks.join_broker(broker)
+
+    def before_declare_queue(self, broker: Any, queue_name: str) -> None:
+        self._hooks.join_broker(broker)
+
+    def after_declare_queue(self, broker: Any, queue_name: str) -> None:
+        self._hooks.join_broker(broker)
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._hooks.join_broker(broker)
+        self._hooks.enqueue_unseen(broker, message, delay)
+
+    def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._hooks.enqueued_unseen(message)
+
+    # A worker's threads, before they begin.
+
+    def after_consumer_thread_boot(self, broker: Any, thread: Any) -> None:
+        self._hooks.join_consumer(thread)
+
+    def after_worker_thread_boot(self, broker: Any, thread: Any) -> None:
+        self._hooks.join_worker(thread)
+
+    # What became of a message: its exception stays within ``process_message``.
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        _note_failure(message, exception)
+
+    def after_skip_message(self, broker: Any, message: Any) -> None:
+        _note_skip(message)
+
+
+class DramatiqInstrumentor(Adapter):
+    """Traces every broker and worker. ``opentelemetry-instrument dramatiq app`` finds it by itself."""
+
+    library = "dramatiq"
+    requires = ("dramatiq >= 1.17",)
+    rivals = Rivals("dramatiq", "opentelemetry_instrumentor_dramatiq:DramatiqInstrumentor")
+
+    def patches(self) -> Iterable[Patch]:
+        hooks = self._hooks = _Hooks(self.engine)
+        self._children = _Children(self.engine)
+        self._covered: set[type] = set()
+        yield Patch(Broker, "__init__", self._cover_another)
+        yield Patch(Broker, "emit_after", hooks.emit_after)
+        for kind in _subclasses(Broker):
+            yield from self._patches_of(kind)
+        for name, hook in hooks.of_consumer():
+            yield Patch(_ConsumerThread, name, hook)
+        for name, hook in hooks.of_worker():
+            yield Patch(_WorkerThread, name, hook)
+        if _AUTO_INSTRUMENTATION in sys.modules:
+            yield Patch(importlib.import_module("dramatiq.cli"), "main", _with_launcher_in_path)
+
+    def _uninstrument(self, **options: Any) -> None:
+        super()._uninstrument(**options)
+        self._children = None
+
+    _children: _Children | None = None
+
+    def _cover_another(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around the making of a broker, whose class may have come later than this instrumentor."""
+        try:
+            for kind in type(broker).__mro__:
+                if issubclass(kind, Broker) and kind is not Broker:
+                    with _lock:
+                        self._undo.extend(map(self._patch, self._patches_of(kind)))
+        except Exception as error:
+            guard.fault("instrumenting a broker of Dramatiq", error)
+        return wrapped(*args, **kwargs)
+
+    def _patches_of(self, kind: type) -> Iterator[Patch]:
+        if kind in self._covered:
+            return
+        self._covered.add(kind)
+        for name, hook in self._hooks.of_broker():
+            if name in vars(kind):
+                yield Patch(kind, name, hook)
+
+
+_lock = threading.Lock()
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+Wrapped = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
+
+
+class _Hooks:
+    """What is done around Dramatiq's own methods, each as ``hook(bound method, its object, args, kwargs)``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def of_broker(self) -> Iterable[tuple[str, Hook]]:
+        return (("enqueue", self.enqueue), ("consume", self.consume))
+
+    def of_consumer(self) -> Iterable[tuple[str, Hook]]:
+        return (
+            ("handle_message", self.handle_message),
+            ("handle_delayed_messages", self.handle_delayed_messages),
+            ("post_process_message", self.post_process_message),
+        )
+
+    def of_worker(self) -> Iterable[tuple[str, Hook]]:
+        return (("process_message", self.process_message),)
+
+    # On the objects of one broker, without patching classes
+
+    def join_broker(self, broker: Any) -> None:
+        _join(broker, self.of_broker())
+
+    def join_consumer(self, thread: Any) -> None:
+        _join(thread, self.of_consumer())
+
+    def join_worker(self, thread: Any) -> None:
+        _join(thread, self.of_worker())
+
+    # The producer's side
+
+    def enqueue(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``enqueue`` of a broker, by which every message goes out, whoever sends it."""
+        message = _given(0, "message", args, kwargs)
+        outer = _enqueued.get()
+        if not _is_message(message) or outer == message.message_id:
+            return wrapped(*args, **kwargs)  # the same message in both APIs, or in a subclass
+        token = _enqueued.set(message.message_id)
+        try:
+            with speaking_for(getattr(broker, "channels", ())):
+                if outer is _HAND_OVER:
+                    return wrapped(*args, **kwargs)
+                return self._enqueue(wrapped, broker, message, args, kwargs)
+        finally:
+            _enqueued.reset(token)
+
+    def _enqueue(
+        self, wrapped: Wrapped, broker: Any, message: Any, args: Arguments, kwargs: Options
+    ) -> Any:
+        delay = _delay(message, kwargs.get("delay"))
+        send = None if _is_retry(message) else self._send(broker, message, delay)
+        with send or contextlib.nullcontext():
+            sent = message
+            try:
+                carrier = _carrier_again(message, delay) if send is None else _written(send, delay)
+                sent = _with_carrier(message, carrier)
+            except Exception as error:
+                guard.fault("writing the context of a message", error)
+            args, kwargs = ((sent, *args[1:]), kwargs) if args else (args, {**kwargs, "message": sent})
+            return _given_back(wrapped(*args, **kwargs), message, sent)
+
+    def _send(self, broker: Any, message: Any, delay: float | None) -> Send | None:
+        try:
+            known = Message(
+                headers=_carrier_for(message),
+                id=message.message_id,
+                delay=delay,
+                native=message,
+                describe=functools.partial(_describe, broker),
+            )
+            return self.engine.send(_destination(broker, message), known)
+        except Exception as error:
+            guard.fault("preparing the publish of a message", error)
+            return None
+
+    def enqueue_unseen(self, broker: Any, message: Any, delay: Any) -> None:
+        """For a publish that began before the middleware knew of the broker, or by an ``enqueue`` kept from then.
+
+        It is too late to put a copy into its place, or to see it fail.
+        """
+        written = _written_unseen.get()
+        if _enqueued.get() == message.message_id or _is_retry(message):
+            return
+        if written is not None and message.options.get(OPTION) is written:
+            return  # another attempt of RabbitMQ's broker
+        send = self._send(broker, message, _delay(message, delay))
+        if send is None:
+            return
+        with send:
+            carrier = _written(send, _delay(message, delay))
+        if carrier is not None:
+            _written_unseen.set(carrier)
+            message.options[OPTION] = carrier
+
+    def enqueued_unseen(self, message: Any) -> None:
+        """The message may be the caller's own."""
+        written = _written_unseen.get()
+        if written is not None and message.options.get(OPTION) is written:
+            del message.options[OPTION]
+            _written_unseen.set(None)
+
+    # The consumer's side
+
+    def consume(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around the making of a consumer, which on RabbitMQ begins a loop over a channel of its own."""
+        with speaking_for():
+            return wrapped(*args, **kwargs)
+
+    def process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around all that a worker does with one message, up to its ack."""
+        message = _given(0, "message", args, kwargs)
+        return self._process(self._performance(thread.broker, message), wrapped, args, kwargs)
+
+    def handle_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around what a consumer does with a message that it was given: one without an actor ends here."""
+        message = _given(0, "message", args, kwargs)
+        error = _actor_not_found(thread.broker, message)
+        if error is None:
+            return wrapped(*args, **kwargs)
+        return self._process(self._performance(thread.broker, message, error), wrapped, args, kwargs)
+
+    def handle_delayed_messages(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around the enqueueing of what is due."""
+        token = _enqueued.set(_HAND_OVER)
+        try:
+            return wrapped(*args, **kwargs)
+        finally:
+            _enqueued.reset(token)
+
+    def post_process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around the ack or nack of a message."""
+        message = _given(0, "message", args, kwargs)
+        performance = _performance_of(message)
+        token = _enqueued.set(None)
+        try:
+            if performance is None or not self.engine.settings.settle_spans or performance.is_settled:
+                return wrapped(*args, **kwargs)
+            performance.is_settled = True
+            process, operation = performance.process, "nack" if message.failed else "ack"
+            with self.engine.settle(process.operation.destination, process.message, operation=operation):
+                return wrapped(*args, **kwargs)
+        finally:
+            _enqueued.reset(token)
+
+    def emit_after(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around what a broker tells its middleware, as the middleware is told it."""
+        if args[0] == "process_message":
+            _note_failure(args[1], kwargs.get("exception"))
+        elif args[0] == "skip_message":
+            _note_skip(args[1])
+        return wrapped(*args, **kwargs)
+
+    def _performance(
+        self, broker: Any, message: Any, error: BaseException | None = None
+    ) -> _Performance | None:
+        if _performance_of(message) is not None:
+            return None
+        try:
+            return _Performance(self.engine, broker, message, error)
+        except Exception as fault:
+            guard.fault("preparing the processing of a message", fault)
+            return None
+
+    def _process(
+        self, performance: _Performance | None, wrapped: Wrapped, args: Arguments, kwargs: Options
+    ) -> Any:
+        if performance is None:
+            return wrapped(*args, **kwargs)
+        failure: BaseException | None = None
+        before = get_current()
+        token = _current.set(performance)
+        try:
+            performance.process.open()
+            return wrapped(*args, **kwargs)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            try:
+                performance.end(failure)
+            finally:
+                _current.reset(token)
+                if get_current() is not before:
+                    attach(before)
+
+
+class _Performance:
+    """One message being processed once."""
+
+    is_settled = False
+
+    def __init__(self, engine: Engine, broker: Any, message: Any, error: BaseException | None) -> None:
+        options = message.options
+        self.message = message
+        self.error = error
+        self.retries = options.get(_RETRIES)
+        carrier = options.get(OPTION)
+        known = Message(
+            headers=carrier,
+            id=message.message_id,
+            sent_at=_seconds(carrier, _SENT_AT),
+            delay=_seconds(carrier, _DELAY),
+            attempt=1 + self.retries if isinstance(self.retries, int) else 1,
+            native=message,
+            describe=functools.partial(_describe, broker),
+        )
+        self.process = engine.process(_destination(broker, message), known)
+
+    def end(self, failure: BaseException | None) -> None:
+        error, self.error = self.error or failure, None
+        if isinstance(error, SystemExit):
+            # For a message that is a failure, whatever the status.
+            self.process.fail("SystemExit", str(error))
+        elif error is None and self.message.failed:
+            self.process.fail(MESSAGE_FAILED, "The message was rejected.")
+        self.process.close(error)
+
+
+_current: ContextVar[_Performance | None] = ContextVar("queueprop-dramatiq-performance", default=None)
+
+_HAND_OVER = object()
+
+_enqueued: ContextVar[object] = ContextVar("queueprop-dramatiq-enqueued", default=None)
+"""The id of the message that is being enqueued, or ``_HAND_OVER`` where the next one is no publish."""
+
+_written_unseen: ContextVar[object] = ContextVar("queueprop-dramatiq-written-unseen", default=None)
+
+
+def _performance_of(message: Any) -> _Performance | None:
+    performance = _current.get()
+    return performance if performance is not None and performance.message is message else None
+
+
+def _note_failure(message: Any, error: BaseException | None) -> None:
+    performance = _performance_of(message)
+    if performance is not None and performance.error is None:
+        performance.error = error
+
+
+def _note_skip(message: Any) -> None:
+    """A middleware may skip a message, which is no failure, unless it rejected it as well."""
+    if message.failed:
+        _note_failure(message, sys.exc_info()[1])
+
+
+def _is_retry(message: Any) -> bool:
+    """Whether it is the message that is being processed, which Dramatiq has just counted one retry further."""
+    performance = _current.get()
+    return (
+        performance is not None
+        and performance.message.message_id == message.message_id
+        and message.options.get(_RETRIES) != performance.retries
+    )
+
+
+def _actor_not_found(broker: Any, message: Any) -> ActorNotFound | None:
+    if message.options.get("eta") is not None:
+        return None  # it waits until it is due
+    try:
+        broker.get_actor(message.actor_name)
+    except ActorNotFound as error:
+        return error
+    except Exception:
+        return None  # the broker's own get_actor: Dramatiq is about to meet the same
+    return None
+
+
+_TRACED = "_queueprop_traced"
+
+
+def _join(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
+    """Puts hooks around methods of this very object; once."""
+    for name, hook in hooks:
+        if not hasattr(vars(owner).get(name), _TRACED):
+            setattr(owner, name, _hooked(hook, getattr(owner, name), owner))
+
+
+def _hooked(hook: Hook, wrapped: Wrapped, owner: Any) -> Wrapped:
+    @functools.wraps(wrapped)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook(wrapped, owner, args, kwargs)
+
+    setattr(call, _TRACED, True)
+    return call
+
+
+# Worker processes
+
+
+class _Children:
+    """Children of multiprocessing hand over their spans before they end: a forked one runs no exit hooks.
+
+    The command line's workers are such children, and so are the functions that it forks. For as long as this
+    object is kept.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._timeout = engine.settings.flush_timeout
+        register_after_fork(self, _Children._begin)
+        if multiprocessing.parent_process() is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        # Behind the finalizers of others, which may end spans.
+        Finalize(None, flush, (self._timeout,), exitpriority=-900)
+
+
+_AUTO_INSTRUMENTATION = "opentelemetry.instrumentation.auto_instrumentation"
+
+
+def _with_launcher_in_path(wrapped: Wrapped, cli: Any, args: Arguments, kwargs: Options) -> Any:
+    """Around the command line's main process: workers that it spawns are programs that ``opentelemetry-instrument``
+    shall find as well, which until 0.65 takes itself out of PYTHONPATH.
+    """
+    launcher = os.path.dirname(cast(str, sys.modules[_AUTO_INSTRUMENTATION].__file__))
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if launcher not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [launcher, *paths]))
+    return wrapped(*args, **kwargs)
+
+
+# Dramatiq's messages
+
+_RETRIES = "retries"  # Dramatiq's own option: how many there were
+
+# Beside the context, in seconds.
+_SENT_AT = "sent_at"
+_DELAY = "delay"
+_TIMES = (_SENT_AT, _DELAY)
+
+
+def _given(position: int, name: str, args: Arguments, kwargs: Options) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, (dramatiq.Message, MessageProxy))
+
+
+def _delay(message: Any, milliseconds: Any) -> float | None:
+    """The seconds for which a message is meant to wait: by the call, or by an option of its own."""
+    if isinstance(milliseconds, (int, float)):
+        return max(0.0, milliseconds / 1000)
+    eta = message.options.get("eta")
+    return max(0.0, eta / 1000 - time.time()) if isinstance(eta, (int, float)) else None
+
+
+def _carrier_for(message: Any) -> dict[str, Any]:
+    """Where a publish writes its context: ours, but with what a forwarded message has, to be replaced."""
+    stale = message.options.get(OPTION)
+    return {k: v for k, v in stale.items() if k not in _TIMES} if isinstance(stale, dict) else {}
+
+
+def _written(send: Send, delay: float | None) -> dict[str, str] | None:
+    """What a publish wrote, with its time; None where it was asked to leave the message alone."""
+    known = send.messages[0]
+    carrier = cast("dict[str, str]", known.headers)
+    if send.closed and carrier == _carrier_for(known.native):
+        return None
+    return _with_times(carrier, delay) if carrier else {}
+
+
+def _carrier_again(message: Any, delay: float | None) -> dict[str, str] | None:
+    """For a retry: the same context, sent now."""
+    carrier = message.options.get(OPTION)
+    return _with_times(carrier, delay) if isinstance(carrier, dict) else None
+
+
+def _with_times(carrier: Mapping[str, str], delay: float | None) -> dict[str, str]:
+    times = {_SENT_AT: repr(time.time())}
+    if delay is not None:
+        times[_DELAY] = repr(delay)
+    return {**{k: v for k, v in carrier.items() if k not in _TIMES}, **times}
+
+
+def _with_carrier(message: Any, carrier: dict[str, str] | None) -> Any:
+    if carrier is None or (not carrier and OPTION not in message.options):
+        return message
+    copied = message.copy(options={OPTION: carrier})
+    if not carrier:
+        del copied.options[OPTION]
+    return copied
+
+
+def _given_back(result: Any, message: Any, sent: Any) -> Any:
+    """What ``enqueue`` returns: the caller's message, or one with what broker and middleware added, and nothing of
+    ours.
+    """
+    if sent is message or not isinstance(result, dramatiq.Message):
+        return result
+    try:
+        ours = result.copy()
+        ours.options.pop(OPTION, None)
+        return message if result is sent and ours.options == message.options else ours
+    except Exception as error:
+        guard.fault("giving back a message", error)
+        return result
+
+
+def _seconds(carrier: Any, name: str) -> float | None:
+    text = carrier.get(name) if isinstance(carrier, dict) else None
+    try:
+        value = float(text) if isinstance(text, str) else -1.0
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _destination_at(name: str, host: str | None, port: int | None) -> Destination:
+    return Destination(system=SYSTEM, name=name, server_address=host, server_port=port)
+
+
+def _destination(broker: Any, message: Any) -> Destination:
+    return _destination_at(q_name(message.queue_name), *_server(broker))
+
+
+def _server(broker: Any) -> tuple[str | None, int | None]:
+    """Host and port, where the broker is one of Dramatiq's own on a server."""
+    parameters = getattr(broker, "parameters", None)
+    if isinstance(parameters, list):  # of RabbitMQ: the first that answers
+        parameters = parameters[0] if len(parameters) == 1 else None
+    if parameters is not None:
+        return parameters.host, parameters.port
+    pool = getattr(getattr(broker, "client", None), "connection_pool", None)
+    options = getattr(pool, "connection_kwargs", {})
+    if "path" in options:  # a Unix socket
+        return options["path"], None
+    host = options.get("host")
+    return (host, int(options.get("port", 6379))) if host else (None, None)
+
+
+def _describe(broker: Any, message: Any) -> dict[str, str]:
+    actor = broker.actors.get(message.actor_name)
+    function = getattr(actor, "fn", None)
+    # Of a generic actor it is an object.
+    function = function if hasattr(function, "__qualname__") else type(function)
+    name = message.actor_name if actor is None else f"{function.__module__}.{function.__qualname__}"
+    return {_FUNCTION: name}
+
+
+_FUNCTION = "code.function.name"
