@@ -179,7 +179,8 @@ class DramatiqDriver(Driver):
 
     @staticmethod
     def _declared(broker: Any, function: Callable[..., Any], queue: str) -> Any:
-        return dramatiq.actor(function, broker=broker, queue_name=queue, actor_name=queue)
+        # A message's own max_retries=0 is what Dramatiq 1 does not see.
+        return dramatiq.actor(function, broker=broker, queue_name=queue, actor_name=queue, max_retries=0)
 
     def _delivery(self, body: str) -> Delivery:
         def publish(body: str, options: Mapping[str, Any] | None = None) -> None:
@@ -203,8 +204,8 @@ class DramatiqDriver(Driver):
         actor, options = self._actor, dict(headers or {})
         if way == "send":
             options, actor = {}, _with_options(actor, options)
-        if refusal or retries:
-            options |= {"max_retries": 1 if refusal == "retry" else retries, "min_backoff": 1}
+        if refusal == "retry" or retries:
+            options |= {"max_retries": retries or 1, "min_backoff": 1}
         if way == "send":
             actor.send(body)
         elif way in (None, "send_with_options"):
