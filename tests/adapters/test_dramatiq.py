@@ -1,0 +1,1051 @@
+"""The Dramatiq adapter without a server: Dramatiq's own workers on its broker in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("dramatiq")
+
+import dramatiq
+import pika
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ActorNotFound, QueueNotFound, RateLimitExceeded
+from dramatiq.middleware import (
+    AsyncIO,
+    CurrentMessage,
+    GroupCallbacks,
+    Interrupt,
+    Middleware,
+    Pipelines,
+    SkipMessage,
+)
+from dramatiq.rate_limits import ConcurrentRateLimiter
+from dramatiq.rate_limits.backends import StubBackend as StubRateLimiterBackend
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+from opentelemetry import baggage, context, trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.channel import Channel
+
+from queueprop import Settings, guard
+from queueprop.adapter import MissingExtra
+from queueprop.adapters import dramatiq as adapter
+from queueprop.adapters import pika as pika_adapter
+from queueprop.scope import speaking_for
+from queueprop.testing import CapturedSpans, assert_no_orphans
+
+TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
+TRACEPARENT = f"00-{TRACE_ID:032x}-b7ad6b7169203331-01"
+
+Api = str
+
+
+@contextmanager
+def traced(broker: Any, api: Api, settings: Settings | None = None) -> Iterator[None]:
+    """The broker is traced inside, by either API."""
+    if api == "explicit":
+        broker.add_middleware(adapter.QueuepropMiddleware(settings))
+        yield
+        return
+    instrumentor = adapter.DramatiqInstrumentor()
+    instrumentor.instrument(settings=settings)
+    try:
+        yield
+    finally:
+        instrumentor.uninstrument()
+
+
+@pytest.fixture(params=["explicit", "instrumentor"])
+def api(request: pytest.FixtureRequest) -> Api:
+    found: Api = request.param
+    return found
+
+
+@pytest.fixture
+def broker(api: Api, captured_spans: CapturedSpans) -> Iterator[StubBroker]:
+    """A broker that is traced, with results, callbacks of groups, and actors that are coroutines."""
+    made = make_broker()
+    with traced(made, api), global_broker(made):
+        yield made
+
+
+@contextmanager
+def global_broker(broker: Any) -> Iterator[None]:
+    """What pipelines of the operator ``|`` are run on."""
+    before = dramatiq.broker.global_broker
+    dramatiq.set_broker(broker)
+    try:
+        yield
+    finally:
+        dramatiq.broker.global_broker = before
+
+
+def make_broker() -> StubBroker:
+    broker = StubBroker()
+    broker.add_middleware(Results(backend=StubBackend()))
+    broker.add_middleware(GroupCallbacks(StubRateLimiterBackend()))
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(CurrentMessage())
+    return broker
+
+
+def actor(broker: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    options = {"max_retries": 0, "min_backoff": 1, "actor_name": "work", **options}
+    return dramatiq.actor(function or work, broker=broker, queue_name="orders", **options)
+
+
+def work(*args: Any) -> None:
+    """Does nothing."""
+
+
+def fail(*args: Any) -> None:
+    raise ValueError("gave up")
+
+
+def consume(broker: Any, threads: int = 1) -> None:
+    """Works all queues off."""
+    worker = dramatiq.Worker(broker, worker_timeout=5, worker_threads=threads)
+    worker.start()
+    try:
+        for queue in broker.get_declared_queues():
+            if not queue.endswith(".DQ"):
+                broker.join(queue, fail_fast=False, timeout=10_000)
+    finally:
+        worker.stop()
+
+
+def only(spans: CapturedSpans, kind: SpanKind | None = None) -> Any:
+    [span] = [span for span in spans if kind is None or span.kind is kind]
+    return span
+
+
+def consumers(spans: CapturedSpans) -> list[ReadableSpan]:
+    return sorted(spans.kind(SpanKind.CONSUMER), key=lambda span: span.start_time or 0)
+
+
+def producers(spans: CapturedSpans) -> list[ReadableSpan]:
+    return sorted(spans.kind(SpanKind.PRODUCER), key=lambda span: span.start_time or 0)
+
+
+def ids(span: Any) -> tuple[int, int]:
+    found = span.get_span_context() if hasattr(span, "get_span_context") else span
+    return found.trace_id, found.span_id
+
+
+def parent(span: Any) -> tuple[int, int] | None:
+    return None if span.parent is None else ids(span.parent)
+
+
+def waiting(broker: Any, queue: str = "orders") -> list[dict[str, Any]]:
+    """The options of the messages that wait."""
+    return [dramatiq.Message.decode(data).options for data in broker.queues[queue].queue]
+
+
+class TestPublish:
+    def test_a_message_is_sent_in_a_producer_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """PRODUCER, not SERVER, named after the queue; its context is among the options that go out."""
+        message = actor(broker).send("hello")
+        span = only(captured_spans)
+        assert (span.name, span.kind) == ("publish orders", SpanKind.PRODUCER)
+        assert span.attributes == {
+            "messaging.system": "dramatiq",
+            "messaging.operation.name": "publish",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": "orders",
+            "messaging.message.id": message.message_id,
+            "code.function.name": f"{__name__}.work",
+        }
+        [options] = waiting(broker)
+        assert options["queueprop"]["traceparent"].split("-")[2] == f"{span.context.span_id:016x}"
+        assert all(isinstance(value, str) for value in options["queueprop"].values())
+
+    def test_the_caller_s_message_stays_as_it_was(self, broker: StubBroker) -> None:
+        """Built once and sent twice: its options get nothing of ours, and it is what enqueue gives back."""
+        message = actor(broker).message_with_options(args=("hello",), tenant="a")
+        for _ in range(2):
+            assert broker.enqueue(message) is message
+            assert message.options == {"tenant": "a"}
+        one, two = waiting(broker)
+        assert one["queueprop"]["traceparent"] != two["queueprop"]["traceparent"]
+
+    def test_what_broker_and_middleware_add_is_given_back(self, broker: StubBroker) -> None:
+        """The message that send returns has what they put into its options, and nothing of ours."""
+
+        class Adding(Middleware):
+            def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+                message.options["request"] = 7
+
+        broker.add_middleware(Adding())
+        work = actor(broker)
+        assert work.send("hello").options == {"request": 7}
+        assert work.send_with_options(delay=1000).options.keys() == {"request", "eta"}
+
+    def test_every_option_of_send_with_options_still_works(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """max_retries, on_success as an actor, delay, and options of one's own arrive as they were given."""
+        told = actor(broker, work, actor_name="told")
+        sent = actor(broker).send_with_options(
+            args=(1,), kwargs={}, max_retries=0, on_success=told, on_failure="told", tenant="a", delay=20
+        )
+        [options] = waiting(broker, "orders.DQ")
+        del options["queueprop"]
+        assert options == sent.options
+        assert (options["max_retries"], options["on_success"], options["on_failure"]) == (0, "told", "told")
+        span = only(captured_spans)
+        assert span.attributes["queueprop.message.delay"] == 0.02
+        assert span.name == "publish orders"
+
+    def test_a_failed_enqueue_is_an_error_of_the_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """The caller gets the same exception."""
+        actor(broker)
+        with pytest.raises(QueueNotFound):
+            broker.enqueue(dramatiq.Message("nowhere", "unknown", (), {}, {}))
+        span = only(captured_spans)
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == "dramatiq.errors.QueueNotFound"
+        assert span.attributes["code.function.name"] == "unknown"
+
+    def test_what_is_no_message_is_dramatiq_s_to_refuse(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """The same error as without us, and no span."""
+        with pytest.raises(AttributeError):
+            broker.enqueue("no message")  # type: ignore[arg-type]
+        assert list(captured_spans) == []
+
+    def test_a_keyword_is_as_good_as_a_position(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """enqueue(message=...) is traced."""
+        broker.enqueue(message=actor(broker).message())
+        assert "queueprop" in waiting(broker)[0]
+
+    def test_an_eta_of_the_user_s_is_a_delay(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """An option eta, in milliseconds since the epoch, is told as the wait that was asked for."""
+        actor(broker).send_with_options(eta=int(time.time() * 1000) + 60_000)
+        assert only(captured_spans).attributes["queueprop.message.delay"] == pytest.approx(60, abs=1)
+
+    def test_a_forwarded_context_is_replaced(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Options of another message, with its context and its times: only the new ones go out."""
+        stale = {"traceparent": TRACEPARENT, "tracestate": "a=1", "sent_at": "1.0", "delay": "2.0"}
+        actor(broker).send_with_options(queueprop=stale, tenant="a")
+        [options] = waiting(broker)
+        assert options.keys() == {"queueprop", "tenant"}
+        assert options["queueprop"].keys() == {"traceparent", "sent_at"}
+        assert options["queueprop"]["traceparent"].split("-")[1] != f"{TRACE_ID:032x}"
+        assert float(options["queueprop"]["sent_at"]) > 1
+
+    def test_suppressed_a_message_is_left_alone(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """No span and no option."""
+        with suppress_instrumentation():
+            actor(broker).send()
+        assert (waiting(broker), list(captured_spans)) == ([{}], [])
+
+    def test_where_there_is_no_context_a_stale_one_is_taken_out(self, api: Api) -> None:
+        """Excluded, outside of any trace: what a forwarded message had goes, and nothing takes its place."""
+        broker = make_broker()
+        with traced(broker, api, Settings(exclude=("orders",))):
+            work = actor(broker)
+            work.send_with_options(queueprop={"traceparent": TRACEPARENT}, tenant="a")
+            work.send()
+        assert waiting(broker) == [{"tenant": "a"}, {}]
+
+    def test_a_hook_is_given_the_message(self, api: Api, captured_spans: CapturedSpans) -> None:
+        """publish_hook sees Dramatiq's message, consume_hook its delivery."""
+        given: list[Any] = []
+        settings = Settings(
+            publish_hook=lambda span, message: given.append(message),
+            consume_hook=lambda span, message: given.append(message),
+        )
+        broker = make_broker()
+        with traced(broker, api, settings):
+            message = actor(broker).send()
+            consume(broker)
+        assert [it.message_id for it in given] == [message.message_id] * 2
+
+    @pytest.mark.parametrize("name", ["_destination", "_with_carrier", "_given_back_fault"])
+    def test_a_fault_of_ours_lets_the_message_go(
+        self, broker: StubBroker, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is sent, returned and handled, untraced where it must be; the log says so."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", set())
+        if name == "_given_back_fault":
+            monkeypatch.setattr(dramatiq.Message, "copy", _copy_that_fails_on_ours())
+        else:
+            monkeypatch.setattr(adapter, name, _broken)
+        done: list[str] = []
+        message = actor(broker, done.append).send("hello")
+        consume(broker)
+        assert (message.args, done) == (("hello",), ["hello"])
+        assert "queueprop failed" in caplog.text
+
+
+def _broken(*args: Any) -> Any:
+    raise RuntimeError("a bug of ours")
+
+
+def _copy_that_fails_on_ours() -> Any:
+    copy = dramatiq.Message.copy
+
+    def failing(message: Any, **attributes: Any) -> Any:
+        if "queueprop" in message.options:
+            raise RuntimeError("a bug of ours")
+        return copy(message, **attributes)
+
+    return failing
+
+
+class TestBrokers:
+    def test_a_middleware_may_stand_anywhere(self, captured_spans: CapturedSpans) -> None:
+        """First, last, in the constructor, before or after the actors: what Pipelines sends is inside the span."""
+        for place in ("first", "last", "constructor", "after the actors"):
+            middleware = adapter.QueuepropMiddleware()
+            if place == "constructor":
+                broker = StubBroker(middleware=[Pipelines(), middleware])
+            else:
+                broker = StubBroker()
+            if place == "first":
+                broker.add_middleware(middleware, before=type(broker.middleware[0]))
+            elif place == "last":
+                broker.add_middleware(middleware)
+            options = {} if place == "constructor" else {"max_retries": 0}
+            one = dramatiq.actor(work, broker=broker, queue_name="orders", actor_name="one", **options)
+            two = dramatiq.actor(work, broker=broker, queue_name="orders", actor_name="two", **options)
+            if place == "after the actors":
+                broker.add_middleware(middleware)
+            before = len(captured_spans)
+            dramatiq.pipeline([one.message(), two.message()], broker=broker).run()
+            consume(broker)
+            first, second = producers(captured_spans)[-2:]
+            assert len(captured_spans) - before == 4, place
+            assert parent(second) == ids(consumers(captured_spans)[-2]), place
+            assert parent(consumers(captured_spans)[-2]) == ids(first), place
+
+    def test_one_middleware_may_serve_two_brokers(self, captured_spans: CapturedSpans) -> None:
+        """Each of them is traced."""
+        middleware = adapter.QueuepropMiddleware()
+        for _ in range(2):
+            broker = StubBroker()
+            broker.add_middleware(middleware)
+            actor(broker).send()
+            consume(broker)
+        assert len(consumers(captured_spans)) == len(producers(captured_spans)) == 2
+        assert_no_orphans(captured_spans)
+
+    def test_both_apis_make_one_span(self, captured_spans: CapturedSpans) -> None:
+        """A middleware on a broker, under the instrumentor: one PRODUCER, one CONSUMER, one settlement, one error."""
+        broker, settings = make_broker(), Settings(settle_spans=True)
+        with traced(broker, "explicit", settings), traced(broker, "instrumentor", settings):
+            actor(broker, fail).send()
+            consume(broker)
+        assert sorted(span.kind.name for span in captured_spans) == ["CLIENT", "CONSUMER", "PRODUCER"]
+        assert len(only(captured_spans, SpanKind.CONSUMER).events) == 1
+        assert_no_orphans(captured_spans)
+
+    def test_brokers_made_before_and_classes_made_after_are_traced(
+        self, captured_spans: CapturedSpans
+    ) -> None:
+        """instrument() finds brokers that are there, and those of classes that come."""
+        before = make_broker()
+        with traced(None, "instrumentor"):
+
+            class Derived(StubBroker):
+                def enqueue(self, message: Any, *, delay: Any = None) -> Any:
+                    return super().enqueue(message, delay=delay)
+
+            class Plain(Derived):
+                pass
+
+            for broker in (before, Derived(), Plain(), Plain()):
+                actor(broker).send()
+            assert len(captured_spans) == 4
+        actor(Derived()).send()
+        actor(before, actor_name="other").send()
+        assert len(captured_spans) == 4
+
+    def test_a_fault_while_a_broker_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The broker is made."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", set())
+        with traced(None, "instrumentor"):
+            monkeypatch.setattr(adapter.DramatiqInstrumentor, "_patches_of", _broken)
+            assert StubBroker().middleware
+        assert "queueprop failed while instrumenting a broker" in caplog.text
+
+    def test_the_first_message_of_a_broker_without_actors_has_a_context(
+        self, captured_spans: CapturedSpans
+    ) -> None:
+        """Such a broker tells a middleware of itself when the enqueue has begun: that message has its span all
+        the same, and its options are the caller's again afterwards.
+        """
+        broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
+        message = dramatiq.Message("orders", "work", (), {}, {"tenant": "a"})
+        for _ in range(2):
+            assert broker.enqueue(message) is message
+            assert message.options == {"tenant": "a"}
+        assert [options["queueprop"]["traceparent"].split("-")[2] for options in broker.sent] == [
+            f"{ids(span)[1]:016x}" for span in producers(captured_spans)
+        ]
+        with suppress_instrumentation():
+            Mailbox(middleware=[adapter.QueuepropMiddleware()]).enqueue(message)
+        assert len(captured_spans) == 2
+
+    def test_a_kept_enqueue_that_tries_again_makes_one_span(self, captured_spans: CapturedSpans) -> None:
+        """RabbitMQ's broker tells of each attempt: one span, also by an enqueue kept from before."""
+        broker = Mailbox(middleware=[])
+        enqueue = broker.enqueue
+        broker.add_middleware(adapter.QueuepropMiddleware())
+        broker.attempts = 3
+        enqueue(dramatiq.Message("orders", "work", (), {}, {}))
+        assert only(captured_spans).kind is SpanKind.PRODUCER
+        assert len(broker.sent) == 1
+
+    def test_a_fault_of_ours_in_a_late_publish(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The message goes out."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(adapter, "_destination", _broken)
+        broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
+        broker.enqueue(dramatiq.Message("orders", "work", (), {}, {}))
+        assert broker.sent == [{}]
+
+    @pytest.mark.parametrize(
+        ("broker", "expected"),
+        [
+            (RedisBroker(host="redis.example", port=6380), ("redis.example", 6380)),
+            (RedisBroker(url="unix:///run/redis.sock"), ("/run/redis.sock", None)),
+            (RabbitmqBroker(url="amqp://rabbit.example:5673"), ("rabbit.example", 5673)),
+            (RabbitmqBroker(parameters=[{"host": "one"}]), ("one", 5672)),
+            (RabbitmqBroker(parameters=[{"host": "one"}, {"host": "two"}]), (None, None)),
+            (StubBroker(), (None, None)),
+        ],
+    )
+    def test_the_server_is_told(self, broker: Any, expected: tuple[str | None, int | None]) -> None:
+        """Host and port, where there is one."""
+        destination = adapter._destination(broker, dramatiq.Message("orders.DQ", "work", (), {}, {}))
+        assert (destination.server_address, destination.server_port) == expected
+        assert destination.name == "orders"
+
+
+class Mailbox(dramatiq.Broker):
+    """A broker that needs no queue to be declared."""
+
+    attempts = 1
+
+    def __init__(self, middleware: Any = None) -> None:
+        super().__init__(middleware=middleware)
+        self.sent: list[dict[str, Any]] = []
+
+    def enqueue(self, message: Any, *, delay: Any = None) -> Any:
+        for _ in range(self.attempts):
+            self.emit_before("enqueue", message, delay)
+        self.sent.append(dict(message.options))
+        self.emit_after("enqueue", message, delay)
+        return message
+
+
+class TestProcess:
+    def test_an_actor_runs_in_the_consumer_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Not in the producer's context: the current span is the CONSUMER's, a child of the PRODUCER's."""
+        seen: list[Any] = []
+        message = actor(broker, lambda: seen.append(get_current_span().get_span_context())).send()
+        consume(broker)
+        producer, consumer = (only(captured_spans, kind) for kind in (SpanKind.PRODUCER, SpanKind.CONSUMER))
+        assert (parent(consumer), [ids(link.context) for link in consumer.links]) == (
+            ids(producer),
+            [ids(producer)],
+        )
+        assert [ids(it) for it in seen] == [ids(consumer)]
+        queue_time = consumer.attributes["queueprop.message.queue_time"]
+        assert 0 <= queue_time < 10
+        assert consumer.attributes == {
+            "messaging.system": "dramatiq",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": "orders",
+            "messaging.message.id": message.message_id,
+            "queueprop.message.delivery_attempt": 1,
+            "queueprop.message.queue_time": queue_time,
+            "code.function.name": f"{__name__}.TestProcess.test_an_actor_runs_in_the_consumer_span.<locals>.<lambda>",
+        }
+
+    def test_the_next_message_of_a_thread_is_not_in_the_last_one_s_trace(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Whatever an actor leaves behind, span or baggage of its own included: the next one begins afresh."""
+        seen: list[Any] = []
+
+        def leave(number: int) -> None:
+            seen.append((get_current_span().get_span_context(), dict(baggage.get_all())))
+            context.attach(baggage.set_baggage("left", "behind", context.Context()))
+            context.attach(trace.set_span_in_context(trace.get_tracer("t").start_span("never ended")))
+
+        leaving = actor(broker, leave)
+        with attached(baggage.set_baggage("tenant", "42")):
+            leaving.send(1)
+        leaving.send(2)
+        consume(broker)
+        assert [found for _, found in seen] == [{"tenant": "42"}, {}]
+        assert [ids(span) for span, _ in seen] == [ids(span) for span in consumers(captured_spans)]
+        one, two = consumers(captured_spans)
+        assert [len(span.links) for span in (one, two)] == [1, 1]
+
+    def test_retries_are_attempts_in_the_first_trace(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """To their end: numbered, each a child of the one PRODUCER span; the delay before each is told apart."""
+        actor(broker, fail, max_retries=2, min_backoff=30, max_backoff=30).send()
+        consume(broker)
+        producer = only(captured_spans, SpanKind.PRODUCER)
+        found = consumers(captured_spans)
+        assert [parent(span) for span in found] == [ids(producer)] * 3
+        attributes: list[Any] = [span.attributes for span in found]
+        assert [it["queueprop.message.delivery_attempt"] for it in attributes] == [1, 2, 3]
+        assert "queueprop.message.delay" not in attributes[0]
+        for it in attributes[1:]:
+            assert 0 < it["queueprop.message.delay"] <= 0.03
+            assert it["queueprop.message.queue_time"] < 10
+        assert {it["error.type"] for it in attributes} == {"ValueError"}
+        assert [len(span.events) for span in found] == [1, 1, 1]
+
+    def test_a_message_without_a_context_stays_so_when_it_is_retried(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Each attempt is a root; nothing makes a context up for a publish that nobody traced."""
+        failing = actor(broker, fail, max_retries=1)
+        with suppress_instrumentation():
+            failing.send()
+        consume(broker)
+        assert [span.parent for span in consumers(captured_spans)] == [None, None]
+        assert producers(captured_spans) == []
+
+    def test_what_a_handler_sends_on_is_a_publish_of_its_own(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """An actor that enqueues the very message that it is given: in its span, with the new context alone."""
+        times: list[int] = []
+
+        def again() -> None:
+            times.append(1)
+            if len(times) == 1:
+                message: Any = CurrentMessage.get_current_message()
+                broker.enqueue(message)
+
+        actor(broker, again).send()
+        consume(broker)
+        first, second = producers(captured_spans)
+        assert parent(second) == ids(consumers(captured_spans)[0])
+        assert parent(consumers(captured_spans)[1]) == ids(second)
+
+    def test_junk_in_place_of_times_is_no_time(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Text that is no number, infinity, a negative one, a list: no queue time, and the message is processed."""
+        work = actor(broker)
+        for junk in ("soon", "inf", "nan", "-1", ["1.0"], None):
+            options = {"queueprop": {"traceparent": TRACEPARENT, "sent_at": junk}, "retries": "many"}
+            message = dramatiq.Message("orders", work.actor_name, (), {}, options)
+            broker.queues["orders"].put(message.encode())
+        consume(broker)
+        for span in consumers(captured_spans):
+            assert span.attributes is not None
+            assert span.attributes["queueprop.message.delivery_attempt"] == 1
+            assert "queueprop.message.queue_time" not in span.attributes
+        assert len(consumers(captured_spans)) == 6
+
+    def test_a_skipped_message_is_no_failure(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Its span ends without an error, and the next message is not inside."""
+        broker.add_middleware(Deciding(lambda message: _skip()))
+        skipped = actor(broker)
+        skipped.send()
+        skipped.send()
+        consume(broker)
+        assert [span.status.status_code for span in consumers(captured_spans)] == [StatusCode.UNSET] * 2
+        assert_no_orphans(captured_spans)
+
+    def test_a_message_that_is_skipped_and_rejected_is_one(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """As one that is too old: the SkipMessage is on the span."""
+        actor(broker, max_age=1).send()
+        time.sleep(0.01)
+        consume(broker)
+        span = only(captured_spans, SpanKind.CONSUMER)
+        assert span.attributes["error.type"] == "dramatiq.middleware.middleware.SkipMessage"
+        assert len(broker.dead_letters) == 1
+
+    def test_a_message_that_a_middleware_rejects_is_an_error(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Without an exception to tell of: the span says so."""
+        broker.add_middleware(Deciding(lambda message: message.fail()))
+        actor(broker).send()
+        consume(broker)
+        span = only(captured_spans, SpanKind.CONSUMER)
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == adapter.MESSAGE_FAILED
+
+    def test_a_message_without_an_actor_is_an_error(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """It goes to the dead letters without a worker: its CONSUMER span is in the sender's trace all the same."""
+        actor(broker)
+        broker.enqueue(dramatiq.Message("orders", "unknown", (), {}, {}))
+        consume(broker)
+        producer, consumer = (only(captured_spans, kind) for kind in (SpanKind.PRODUCER, SpanKind.CONSUMER))
+        assert parent(consumer) == ids(producer)
+        assert consumer.attributes["error.type"] == "dramatiq.errors.ActorNotFound"
+        assert len(broker.dead_letters) == 1
+
+    def test_a_broker_that_cannot_say_its_actors(
+        self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What its get_actor raises is Dramatiq's to see; ours asks and keeps still."""
+        monkeypatch.setattr(broker, "get_actor", _broken)
+        message: Any = SimpleNamespace(options={}, actor_name="work")
+        assert adapter._actor_not_found(broker, message) is None
+        message.options["eta"] = 1
+        assert adapter._actor_not_found(StubBroker(), message) is None
+        message.options["eta"] = None
+        assert isinstance(adapter._actor_not_found(StubBroker(), message), ActorNotFound)
+
+    def test_an_actor_that_exits_has_failed(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """sys.exit() in an actor is a failure to Dramatiq, whatever the status; it ends no thread."""
+        actor(broker, lambda: sys.exit(0)).send()
+        consume(broker)
+        assert only(captured_spans, SpanKind.CONSUMER).attributes["error.type"] == "SystemExit"
+
+    def test_a_time_limit_goes_through(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """An Interrupt inside a publish of ours reaches the actor, and nothing is current afterwards."""
+        seen: list[Any] = []
+
+        class Interrupting(Middleware):
+            def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+                if message.args == ("inner",):
+                    raise Interrupt
+
+        def outer(name: str) -> None:
+            seen.append(dict(baggage.get_all()))
+            if name == "outer":
+                sending.send("inner")
+
+        sending = actor(broker, outer)
+        broker.add_middleware(Interrupting())
+        with attached(baggage.set_baggage("tenant", "42")):
+            sending.send("outer")
+        sending.send("next")
+        consume(broker)
+        first, second = consumers(captured_spans)
+        assert first.attributes is not None
+        assert first.attributes["error.type"].endswith("threading.Interrupt")  # type: ignore[union-attr]
+        assert second.status.status_code is StatusCode.UNSET
+        assert seen == [{"tenant": "42"}, {}]
+
+    def test_an_interrupt_behind_the_actor_ends_the_span_once(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """In the after hooks Dramatiq tells the end of a message twice: one span, with the interrupt on it."""
+
+        class Interrupting(Middleware):
+            def after_process_message(
+                self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+            ) -> None:
+                if exception is None:
+                    raise Interrupt
+
+        broker.add_middleware(Interrupting())
+        actor(broker).send()
+        consume(broker)
+        span = only(captured_spans, SpanKind.CONSUMER)
+        assert span.attributes["error.type"].endswith("threading.Interrupt")
+
+    def test_what_ends_a_worker_s_thread_is_on_the_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """An exception that process_message itself lets out goes on, and nothing stays current."""
+        thread: Any = SimpleNamespace(broker=broker)
+        message = _delivered("orders", "work")
+
+        def process(message: Any) -> None:
+            raise KeyboardInterrupt
+
+        before = context.get_current()
+        hooks = adapter._Hooks(adapter.engine_for())
+        with pytest.raises(KeyboardInterrupt):
+            hooks.process_message(process, thread, (message,), {})
+        assert context.get_current() is before
+        assert only(captured_spans, SpanKind.CONSUMER).attributes["error.type"] == "KeyboardInterrupt"
+
+    def test_a_fault_of_ours_lets_a_message_be_processed(
+        self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Untraced; the log says so."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(adapter, "_Performance", _broken)
+        done: list[str] = []
+        actor(broker, done.append).send("hello")
+        consume(broker)
+        assert done == ["hello"]
+        assert "preparing the processing of a message" in caplog.text
+
+    def test_settlements_are_children_of_the_message_s_span(
+        self, api: Api, captured_spans: CapturedSpans
+    ) -> None:
+        """Settings(settle_spans=True): an ack, a nack; that of a delayed message which is due is Dramatiq's own."""
+        broker = make_broker()
+        with traced(broker, api, Settings(settle_spans=True)):
+            actor(broker).send_with_options(delay=10)
+            actor(broker, fail, actor_name="failing").send()
+            consume(broker)
+        settled = captured_spans.kind(SpanKind.CLIENT)
+        assert sorted(span.name for span in settled) == ["ack orders", "nack orders"]
+        assert {parent(span) for span in settled} == {ids(span) for span in consumers(captured_spans)}
+
+    def test_what_a_middleware_sends_about_a_delayed_message_is_a_publish(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """While Dramatiq enqueues what is due: only that very message is no publish."""
+        audit = actor(broker, actor_name="audit")
+
+        class Auditing(Middleware):
+            def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+                if delay is None and message.actor_name == "work":
+                    audit.send("due")
+
+            def before_ack(self, broker: Any, message: Any) -> None:
+                if message.queue_name.endswith(".DQ"):
+                    audit.send("handed over")
+
+        broker.add_middleware(Auditing())
+        actor(broker).send_with_options(delay=10)
+        consume(broker)
+        assert len(producers(captured_spans)) == len(consumers(captured_spans)) == 3
+        assert_no_orphans(captured_spans)
+
+
+class TestComposition:
+    def test_a_pipeline_built_outside_of_the_span_that_runs_it(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """At import time, say: its first message is in the trace that runs it, each next one in the last one's span."""
+        add = actor(broker, lambda x, y: x + y, store_results=True)
+        pipe = add.message(1, 2) | add.message(3) | add.message(4)
+        with trace.get_tracer("t").start_as_current_span("request") as request:
+            pipe.run()
+        consume(broker)
+        sent, processed = producers(captured_spans), consumers(captured_spans)
+        assert [parent(span) for span in sent] == [ids(request), ids(processed[0]), ids(processed[1])]
+        assert [parent(span) for span in processed] == [ids(span) for span in sent]
+        assert pipe.get_result() == 10
+        assert_no_orphans(captured_spans)
+
+    def test_a_pipeline_built_inside_a_span_that_is_over(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """It is sent where it is run: nothing of the span that it was built in is on it."""
+        add = actor(broker, lambda *args: None)
+        with trace.get_tracer("t").start_as_current_span("import") as building:
+            pipe = add.message(1) | add.message(2)
+        pipe.run()
+        consume(broker)
+        assert building.get_span_context().trace_id not in {ids(span)[0] for span in producers(captured_spans)}
+        assert len({ids(span)[0] for span in consumers(captured_spans)}) == 1
+
+    def test_a_delay_within_a_pipeline(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """The next message's own delay is told on its spans."""
+        add = actor(broker, lambda *args: None)
+        (add.message(1) | add.message_with_options(args=(2,), delay=20)).run()
+        consume(broker)
+        second = consumers(captured_spans)[1]
+        assert second.attributes is not None
+        assert second.attributes["queueprop.message.delay"] == 0.02
+        assert_no_orphans(captured_spans)
+
+    def test_a_group_and_its_callback(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """Each message in the trace that runs the group; its completion callback in the last one's span."""
+        done: list[str] = []
+        each, callback = actor(broker), actor(broker, done.append, actor_name="callback")
+        group = dramatiq.group([each.message(), each.message() | each.message()], broker=broker)
+        group.add_completion_callback(callback.message("done"))
+        with trace.get_tracer("t").start_as_current_span("request") as request:
+            group.run()
+        consume(broker)
+        assert done == ["done"]
+        assert {ids(span)[0] for span in captured_spans} == {ids(request)[0]}
+        last = producers(captured_spans)[-1]
+        assert last.attributes is not None
+        assert parent(last) in {ids(span) for span in consumers(captured_spans)}
+        assert len(consumers(captured_spans)) == 4
+        assert_no_orphans(captured_spans)
+
+    @pytest.mark.parametrize("outcome", ["success", "failure"])
+    def test_callbacks_of_an_actor_are_inside_its_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker, outcome: str
+    ) -> None:
+        """on_success and on_failure are sent in the message's span, and given what they are given without us."""
+        given: list[Any] = []
+        told = actor(broker, lambda data, result: given.append(result), actor_name="told")
+        function = fail if outcome == "failure" else lambda: 7
+        actor(broker, function, store_results=True).send_with_options(**{f"on_{outcome}": told})
+        consume(broker)
+        assert given == [7 if outcome == "success" else {"type": "ValueError", "message": "gave up"}]
+        first, second = consumers(captured_spans)
+        assert parent(producers(captured_spans)[1]) == ids(first)
+        assert parent(second) == ids(producers(captured_spans)[1])
+        assert_no_orphans(captured_spans)
+
+    def test_results_are_those_of_the_message(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Found by the message that the caller has, and by the one that was given back."""
+        doubled = actor(broker, lambda x: 2 * x, store_results=True)
+        message = doubled.message(3)
+        sent = broker.enqueue(message)
+        consume(broker)
+        backend = broker.get_results_backend()
+        assert message.get_result(backend=backend) == sent.get_result(backend=backend) == 6
+
+    def test_a_rate_limit_is_a_failed_attempt(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """What the limiter turned away is retried: an attempt with an error, in the same trace."""
+        limiter = ConcurrentRateLimiter(StubRateLimiterBackend(), "one-at-a-time", limit=1)
+        held = limiter.acquire()
+        held.__enter__()
+        done: list[str] = []
+
+        def limited() -> None:
+            try:
+                with limiter.acquire():
+                    done.append("done")
+            except RateLimitExceeded:
+                held.__exit__(None, None, None)
+                raise
+
+        actor(broker, limited, max_retries=1).send()
+        consume(broker)
+        assert done == ["done"]
+        first, second = consumers(captured_spans)
+        assert first.attributes is not None
+        assert first.attributes["error.type"] == "dramatiq.errors.RateLimitExceeded"
+        assert second.status.status_code is StatusCode.UNSET
+        assert_no_orphans(captured_spans)
+
+    def test_actors_that_are_coroutines_run_inside_their_span(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """On the event loop of another thread; what they send is inside as well."""
+        seen: list[Any] = []
+
+        async def first() -> None:
+            seen.append(get_current_span().get_span_context())
+            second.send()
+
+        async def last() -> None:
+            seen.append(get_current_span().get_span_context())
+
+        second = actor(broker, last, actor_name="second")
+        actor(broker, first).send()
+        consume(broker)
+        assert [ids(it) for it in seen] == [ids(span) for span in consumers(captured_spans)]
+        assert parent(producers(captured_spans)[1]) == ids(consumers(captured_spans)[0])
+        assert_no_orphans(captured_spans)
+
+    def test_generic_actors_are_named_by_their_class(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """A class-based actor is traced, its options work, and its class is told."""
+        chosen: Any = broker
+
+        class Base(dramatiq.GenericActor):
+            class Meta:
+                abstract = True
+                broker = chosen
+                queue_name = "orders"
+                max_retries = 0
+
+        class Generic(Base):
+            def perform(self, number: int) -> None:  # type: ignore[override]
+                assert number == 7
+
+        generic: Any = Generic
+        generic.send(7)
+        consume(broker)
+        consumer = only(captured_spans, SpanKind.CONSUMER)
+        assert consumer.status.status_code is StatusCode.UNSET
+        assert consumer.attributes["code.function.name"].endswith(".Generic")
+
+
+class Deciding(Middleware):
+    """Decides about messages before they are processed."""
+
+    def __init__(self, decide: Callable[[Any], object]) -> None:
+        self._decide = decide
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self._decide(message)
+
+
+def _skip() -> None:
+    raise SkipMessage("not today")
+
+
+def _delivered(queue: str, name: str) -> Any:
+    return dramatiq.MessageProxy(dramatiq.Message(queue, name, (), {}, {}))
+
+
+@contextmanager
+def attached(values: context.Context) -> Iterator[None]:
+    token = context.attach(values)
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+class TestChannelsOfPika:
+    """What Dramatiq's broker for RabbitMQ sends through pika is one publish, and Dramatiq's."""
+
+    @pytest.fixture
+    def channels(self) -> Iterator[tuple[Any, Any, list[Any]]]:
+        """A BlockingChannel, the Channel below it, and what goes out, under pika's instrumentor."""
+        sent: list[Any] = []
+        connection: Any = SimpleNamespace(
+            params=SimpleNamespace(host="rabbit.example", port=5672, frame_max=131_072),
+            callbacks=SimpleNamespace(add=lambda *_, **__: None, remove=lambda *_, **__: None),
+            _send_method=lambda number, method, content=None: sent.append(content),
+        )
+        below = Channel(connection, 1, None)
+        below._set_state(Channel.OPEN)
+        facade: Any = BlockingChannel(below, SimpleNamespace(_flush_output=lambda *_, **__: None))
+        instrumentor = pika_adapter.PikaInstrumentor()
+        instrumentor.instrument()
+        yield facade, below, sent
+        instrumentor.uninstrument()
+
+    def test_a_channel_that_is_spoken_for_is_left_alone(
+        self, captured_spans: CapturedSpans, channels: tuple[Any, Any, list[Any]]
+    ) -> None:
+        """No span and no header, of the facade or of the channel below it; of another channel as ever."""
+        facade, below, sent = channels
+        with speaking_for({facade}):
+            facade.basic_publish("", "orders", b"hello", pika.BasicProperties())
+        assert (list(captured_spans), sent[-1][0].headers) == ([], None)
+        with speaking_for({object()}):
+            facade.basic_publish("", "orders", b"hello", pika.BasicProperties())
+        assert len(captured_spans) == 1
+        assert "traceparent" in sent[-1][0].headers
+
+    def test_a_loop_over_such_a_channel_is_pika_s_own(self, channels: tuple[Any, Any, list[Any]]) -> None:
+        """consume() gives what it gives without us, and is traced again elsewhere."""
+        facade, _, _ = channels
+        with speaking_for():
+            assert not isinstance(facade.consume("orders"), pika_adapter._Consumed)
+        loop = facade.consume("orders")
+        assert isinstance(loop, pika_adapter._Consumed)
+        with contextlib.suppress(Exception):
+            loop.close()
+
+    def test_a_broker_speaks_for_its_channels(self, api: Api, captured_spans: CapturedSpans) -> None:
+        """Those that it enqueues by, and no others; and all that it opens for a consumer."""
+        silent: list[bool] = []
+        ours, other = object(), object()
+
+        class Speaking(StubBroker):
+            channels = frozenset([ours])
+
+            def enqueue(self, message: Any, *, delay: Any = None) -> Any:
+                silent.extend(map(adapter_is_silent, (ours, other)))
+                return super().enqueue(message, delay=delay)
+
+            def consume(self, *args: Any, **kwargs: Any) -> Any:
+                silent.append(adapter_is_silent(other))
+                return super().consume(*args, **kwargs)
+
+        broker = Speaking()
+        with traced(broker, api):
+            actor(broker).send()
+            broker.consume("orders")
+        assert silent == [True, False, True]
+        assert not adapter_is_silent(ours)
+
+
+def adapter_is_silent(channel: object) -> bool:
+    from queueprop.scope import is_spoken_for
+
+    return is_spoken_for(channel)
+
+
+class TestProcesses:
+    def test_children_of_multiprocessing_flush_at_their_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Registered for children that fork, and at once in a child that was spawned; by both APIs."""
+        registered: list[Any] = []
+        monkeypatch.setattr(adapter, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+        settings = Settings(flush_timeout=1.5)
+        adapter.QueuepropMiddleware(settings)
+        with traced(None, "instrumentor", settings):
+            pass
+        assert registered == [((None, adapter.flush, (1.5,)), {"exitpriority": -900})] * 2
+
+    def test_a_launcher_is_found_by_spawned_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Under opentelemetry-instrument, whose folder is no longer in PYTHONPATH, the command line puts it back."""
+        launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
+        monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
+        from dramatiq import cli
+
+        monkeypatch.setattr(cli, "main", lambda: os.environ["PYTHONPATH"])
+        monkeypatch.setenv("PYTHONPATH", "/mine")
+        with traced(None, "instrumentor"):
+            assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
+            assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
+
+
+def test_the_extra_is_named_when_dramatiq_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says what to install; another module that is missing is not mistaken for it."""
+    name = "queueprop.adapters.dramatiq"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dramatiq", None)
+    with pytest.raises(MissingExtra, match=r'pip install "queueprop\[dramatiq\]"'):
+        importlib.import_module(name)
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dramatiq.worker", None)
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importlib.import_module(name)
+    assert not isinstance(raised.value, MissingExtra)
