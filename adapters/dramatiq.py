@@ -27,7 +27,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, cast
@@ -172,7 +171,8 @@ class DramatiqInstrumentor(Adapter):
 _lock = threading.Lock()
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    subclass: type[Any]
     for subclass in kind.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
@@ -231,9 +231,7 @@ class _Hooks:
         finally:
             _enqueued.reset(token)
 
-    def _enqueue(
-        self, wrapped: Wrapped, broker: Any, message: Any, args: Arguments, kwargs: Options
-    ) -> Any:
+    def _enqueue(self, wrapped: Wrapped, broker: Any, message: Any, args: Arguments, kwargs: Options) -> Any:
         delay = _delay(message, kwargs.get("delay"))
         send = None if _is_retry(message) else self._send(broker, message, delay)
         with send or contextlib.nullcontext():
@@ -619,11 +617,10 @@ def _server(broker: Any) -> tuple[str | None, int | None]:
 
 def _describe(broker: Any, message: Any) -> dict[str, str]:
     actor = broker.actors.get(message.actor_name)
-    function = getattr(actor, "fn", None)
-    # Of a generic actor it is an object.
-    function = function if hasattr(function, "__qualname__") else type(function)
-    name = message.actor_name if actor is None else f"{function.__module__}.{function.__qualname__}"
-    return {_FUNCTION: name}
+    if actor is None:
+        return {_FUNCTION: message.actor_name}
+    function: Any = actor.fn if hasattr(actor.fn, "__qualname__") else type(actor.fn)  # of a generic actor
+    return {_FUNCTION: f"{function.__module__}.{function.__qualname__}"}
 
 
 _FUNCTION = "code.function.name"

@@ -180,7 +180,8 @@ class DramatiqDriver(Driver):
     @staticmethod
     def _declared(broker: Any, function: Callable[..., Any], queue: str) -> Any:
         # A message's own max_retries=0 is what Dramatiq 1 does not see.
-        return dramatiq.actor(function, broker=broker, queue_name=queue, actor_name=queue, max_retries=0)
+        declare: Any = dramatiq.actor
+        return declare(function, broker=broker, queue_name=queue, actor_name=queue, max_retries=0)
 
     def _delivery(self, body: str) -> Delivery:
         def publish(body: str, options: Mapping[str, Any] | None = None) -> None:
@@ -201,7 +202,8 @@ class DramatiqDriver(Driver):
         refusal: str | None = None,
         retries: int = 0,
     ) -> None:
-        actor, options = self._actor, dict(headers or {})
+        actor = self._actor
+        options: dict[str, Any] = dict(headers or {})
         if way == "send":
             options, actor = {}, _with_options(actor, options)
         if refusal == "retry" or retries:
@@ -216,7 +218,7 @@ class DramatiqDriver(Driver):
             if way == "enqueue":
                 self.app.enqueue(message)
             else:
-                made = dramatiq.pipeline if way == "pipeline.run" else dramatiq.group
+                made: Any = dramatiq.pipeline if way == "pipeline.run" else dramatiq.group
                 made([message], broker=self.app).run()
 
     def publish_with(self, body: str, container: object) -> None:
@@ -341,7 +343,7 @@ class DramatiqDriver(Driver):
         global running
         running = self.app
         module: Any = cli
-        main, unblock = os.getpid(), cli.try_unblock_signals
+        main, unblock = os.getpid(), module.try_unblock_signals
 
         def unblock_and_tell() -> None:
             unblock()
@@ -353,9 +355,19 @@ class DramatiqDriver(Driver):
         module.multiprocessing = SimpleNamespace(**vars(multiprocessing))
         module.multiprocessing.Event = _impatient_event  # one that is killed never says that it has started
         module.watch_logs = lambda *args: None
-        importlib.import_module("dramatiq.worker").QUEUE_PREFETCH = prefetch
+        worker: Any = importlib.import_module("dramatiq.worker")
+        worker.QUEUE_PREFETCH = prefetch
         module.Worker = functools.partial(dramatiq.Worker, worker_timeout=_WORKER_TIMEOUT)
-        arguments = [f"{__name__}:running", "-p", str(_PROCESSES), "-t", "4", "-Q", self.queue, "--skip-logging"]
+        arguments = [
+            f"{__name__}:running",
+            "-p",
+            str(_PROCESSES),
+            "-t",
+            "4",
+            "-Q",
+            self.queue,
+            "--skip-logging",
+        ]
         cli.main(cli.make_argument_parser().parse_args(arguments))
 
     def end_delivery(self) -> None:
@@ -542,7 +554,7 @@ class StubDriver(DramatiqDriver):
         return broker_class()
 
     def failing(self) -> Sequence[Failing]:
-        message = dramatiq.Message("nowhere", self.queue, ("lost",), {}, {})
+        message: Any = dramatiq.Message("nowhere", self.queue, ("lost",), {}, {})
         return [*super().failing(), Failing("no such queue", lambda: self.app.enqueue(message))]
 
     def _put(self, message: Any) -> None:

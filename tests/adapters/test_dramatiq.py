@@ -47,7 +47,9 @@ from queueprop import Settings, guard
 from queueprop.adapter import MissingExtra
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
-from queueprop.scope import speaking_for
+from queueprop.flush import flush
+from queueprop.scope import is_spoken_for, speaking_for
+from queueprop.spans import engine_for
 from queueprop.testing import CapturedSpans, assert_no_orphans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -106,8 +108,9 @@ def make_broker() -> StubBroker:
 
 
 def actor(broker: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    options = {"max_retries": 0, "min_backoff": 1, "actor_name": "work", **options}
-    return dramatiq.actor(function or work, broker=broker, queue_name="orders", **options)
+    options = {"max_retries": 0, "min_backoff": 1, "actor_name": "work", "queue_name": "orders", **options}
+    declare: Any = dramatiq.actor
+    return declare(function or work, broker=broker, **options)
 
 
 def work(*args: Any) -> None:
@@ -118,16 +121,21 @@ def fail(*args: Any) -> None:
     raise ValueError("gave up")
 
 
-def consume(broker: Any, threads: int = 1) -> None:
-    """Works all queues off."""
-    worker = dramatiq.Worker(broker, worker_timeout=5, worker_threads=threads)
+@contextmanager
+def working(broker: Any) -> Iterator[Callable[[], None]]:
+    """A worker with one thread. What it gives returns when the queue is worked off."""
+    worker = dramatiq.Worker(broker, worker_timeout=5, worker_threads=1)
     worker.start()
     try:
-        for queue in broker.get_declared_queues():
-            if not queue.endswith(".DQ"):
-                broker.join(queue, fail_fast=False, timeout=10_000)
+        yield lambda: broker.join("orders", fail_fast=False, timeout=10_000)
     finally:
         worker.stop()
+
+
+def consume(broker: Any) -> None:
+    """Works the queue off."""
+    with working(broker) as join:
+        join()
 
 
 def only(spans: CapturedSpans, kind: SpanKind | None = None) -> Any:
@@ -246,9 +254,7 @@ class TestPublish:
         actor(broker).send_with_options(eta=int(time.time() * 1000) + 60_000)
         assert only(captured_spans).attributes["queueprop.message.delay"] == pytest.approx(60, abs=1)
 
-    def test_a_forwarded_context_is_replaced(
-        self, captured_spans: CapturedSpans, broker: StubBroker
-    ) -> None:
+    def test_a_forwarded_context_is_replaced(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """Options of another message, with its context and its times: only the new ones go out."""
         stale = {"traceparent": TRACEPARENT, "tracestate": "a=1", "sent_at": "1.0", "delay": "2.0"}
         actor(broker).send_with_options(queueprop=stale, tenant="a")
@@ -300,7 +306,7 @@ class TestPublish:
         else:
             monkeypatch.setattr(adapter, name, _broken)
         done: list[str] = []
-        message = actor(broker, done.append).send("hello")
+        message = actor(broker, lambda it: done.append(it)).send("hello")
         consume(broker)
         assert (message.args, done) == (("hello",), ["hello"])
         assert "queueprop failed" in caplog.text
@@ -326,17 +332,14 @@ class TestBrokers:
         """First, last, in the constructor, before or after the actors: what Pipelines sends is inside the span."""
         for place in ("first", "last", "constructor", "after the actors"):
             middleware = adapter.QueuepropMiddleware()
-            if place == "constructor":
-                broker = StubBroker(middleware=[Pipelines(), middleware])
-            else:
-                broker = StubBroker()
+            given = [Pipelines(), middleware] if place == "constructor" else None
+            broker = StubBroker(middleware=given)
             if place == "first":
                 broker.add_middleware(middleware, before=type(broker.middleware[0]))
             elif place == "last":
                 broker.add_middleware(middleware)
-            options = {} if place == "constructor" else {"max_retries": 0}
-            one = dramatiq.actor(work, broker=broker, queue_name="orders", actor_name="one", **options)
-            two = dramatiq.actor(work, broker=broker, queue_name="orders", actor_name="two", **options)
+            declare: Any = dramatiq.actor
+            one, two = (declare(work, broker=broker, queue_name="orders", actor_name=it) for it in "ab")
             if place == "after the actors":
                 broker.add_middleware(middleware)
             before = len(captured_spans)
@@ -407,7 +410,7 @@ class TestBrokers:
         the same, and its options are the caller's again afterwards.
         """
         broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
-        message = dramatiq.Message("orders", "work", (), {}, {"tenant": "a"})
+        message: Any = dramatiq.Message("orders", "work", (), {}, {"tenant": "a"})
         for _ in range(2):
             assert broker.enqueue(message) is message
             assert message.options == {"tenant": "a"}
@@ -513,10 +516,12 @@ class TestProcess:
             context.attach(trace.set_span_in_context(trace.get_tracer("t").start_span("never ended")))
 
         leaving = actor(broker, leave)
-        with attached(baggage.set_baggage("tenant", "42")):
-            leaving.send(1)
-        leaving.send(2)
-        consume(broker)
+        with working(broker) as join:
+            with attached(baggage.set_baggage("tenant", "42")):
+                leaving.send(1)
+            join()
+            leaving.send(2)
+            join()
         assert [found for _, found in seen] == [{"tenant": "42"}, {}]
         assert [ids(span) for span, _ in seen] == [ids(span) for span in consumers(captured_spans)]
         one, two = consumers(captured_spans)
@@ -565,7 +570,7 @@ class TestProcess:
 
         actor(broker, again).send()
         consume(broker)
-        first, second = producers(captured_spans)
+        second = producers(captured_spans)[1]
         assert parent(second) == ids(consumers(captured_spans)[0])
         assert parent(consumers(captured_spans)[1]) == ids(second)
 
@@ -576,7 +581,7 @@ class TestProcess:
         work = actor(broker)
         for junk in ("soon", "inf", "nan", "-1", ["1.0"], None):
             options = {"queueprop": {"traceparent": TRACEPARENT, "sent_at": junk}, "retries": "many"}
-            message = dramatiq.Message("orders", work.actor_name, (), {}, options)
+            message: Any = dramatiq.Message("orders", work.actor_name, (), {}, options)
             broker.queues["orders"].put(message.encode())
         consume(broker)
         for span in consumers(captured_spans):
@@ -585,9 +590,7 @@ class TestProcess:
             assert "queueprop.message.queue_time" not in span.attributes
         assert len(consumers(captured_spans)) == 6
 
-    def test_a_skipped_message_is_no_failure(
-        self, captured_spans: CapturedSpans, broker: StubBroker
-    ) -> None:
+    def test_a_skipped_message_is_no_failure(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """Its span ends without an error, and the next message is not inside."""
         broker.add_middleware(Deciding(lambda message: _skip()))
         skipped = actor(broker)
@@ -665,13 +668,15 @@ class TestProcess:
 
         sending = actor(broker, outer)
         broker.add_middleware(Interrupting())
-        with attached(baggage.set_baggage("tenant", "42")):
-            sending.send("outer")
-        sending.send("next")
-        consume(broker)
+        with working(broker) as join:
+            with attached(baggage.set_baggage("tenant", "42")):
+                sending.send("outer")
+            join()
+            sending.send("next")
+            join()
         first, second = consumers(captured_spans)
         assert first.attributes is not None
-        assert first.attributes["error.type"].endswith("threading.Interrupt")  # type: ignore[union-attr]
+        assert str(first.attributes["error.type"]).endswith("threading.Interrupt")
         assert second.status.status_code is StatusCode.UNSET
         assert seen == [{"tenant": "42"}, {}]
 
@@ -704,7 +709,7 @@ class TestProcess:
             raise KeyboardInterrupt
 
         before = context.get_current()
-        hooks = adapter._Hooks(adapter.engine_for())
+        hooks = adapter._Hooks(engine_for())
         with pytest.raises(KeyboardInterrupt):
             hooks.process_message(process, thread, (message,), {})
         assert context.get_current() is before
@@ -718,7 +723,7 @@ class TestProcess:
         monkeypatch.setattr(guard, "_logged", set())
         monkeypatch.setattr(adapter, "_Performance", _broken)
         done: list[str] = []
-        actor(broker, done.append).send("hello")
+        actor(broker, lambda it: done.append(it)).send("hello")
         consume(broker)
         assert done == ["hello"]
         assert "preparing the processing of a message" in caplog.text
@@ -783,7 +788,9 @@ class TestComposition:
             pipe = add.message(1) | add.message(2)
         pipe.run()
         consume(broker)
-        assert building.get_span_context().trace_id not in {ids(span)[0] for span in producers(captured_spans)}
+        assert building.get_span_context().trace_id not in {
+            ids(span)[0] for span in producers(captured_spans)
+        }
         assert len({ids(span)[0] for span in consumers(captured_spans)}) == 1
 
     def test_a_delay_within_a_pipeline(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
@@ -799,7 +806,7 @@ class TestComposition:
     def test_a_group_and_its_callback(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """Each message in the trace that runs the group; its completion callback in the last one's span."""
         done: list[str] = []
-        each, callback = actor(broker), actor(broker, done.append, actor_name="callback")
+        each, callback = actor(broker), actor(broker, lambda it: done.append(it), actor_name="callback")
         group = dramatiq.group([each.message(), each.message() | each.message()], broker=broker)
         group.add_completion_callback(callback.message("done"))
         with trace.get_tracer("t").start_as_current_span("request") as request:
@@ -900,7 +907,7 @@ class TestComposition:
                 max_retries = 0
 
         class Generic(Base):
-            def perform(self, number: int) -> None:  # type: ignore[override]
+            def perform(self, number: int) -> None:
                 assert number == 7
 
         generic: Any = Generic
@@ -962,7 +969,7 @@ class TestChannelsOfPika:
         self, captured_spans: CapturedSpans, channels: tuple[Any, Any, list[Any]]
     ) -> None:
         """No span and no header, of the facade or of the channel below it; of another channel as ever."""
-        facade, below, sent = channels
+        facade, _, sent = channels
         with speaking_for({facade}):
             facade.basic_publish("", "orders", b"hello", pika.BasicProperties())
         assert (list(captured_spans), sent[-1][0].headers) == ([], None)
@@ -990,11 +997,11 @@ class TestChannelsOfPika:
             channels = frozenset([ours])
 
             def enqueue(self, message: Any, *, delay: Any = None) -> Any:
-                silent.extend(map(adapter_is_silent, (ours, other)))
+                silent.extend(map(is_spoken_for, (ours, other)))
                 return super().enqueue(message, delay=delay)
 
             def consume(self, *args: Any, **kwargs: Any) -> Any:
-                silent.append(adapter_is_silent(other))
+                silent.append(is_spoken_for(other))
                 return super().consume(*args, **kwargs)
 
         broker = Speaking()
@@ -1002,13 +1009,7 @@ class TestChannelsOfPika:
             actor(broker).send()
             broker.consume("orders")
         assert silent == [True, False, True]
-        assert not adapter_is_silent(ours)
-
-
-def adapter_is_silent(channel: object) -> bool:
-    from queueprop.scope import is_spoken_for
-
-    return is_spoken_for(channel)
+        assert not is_spoken_for(ours)
 
 
 class TestProcesses:
@@ -1021,14 +1022,13 @@ class TestProcesses:
         adapter.QueuepropMiddleware(settings)
         with traced(None, "instrumentor", settings):
             pass
-        assert registered == [((None, adapter.flush, (1.5,)), {"exitpriority": -900})] * 2
+        assert registered == [((None, flush, (1.5,)), {"exitpriority": -900})] * 2
 
     def test_a_launcher_is_found_by_spawned_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Under opentelemetry-instrument, whose folder is no longer in PYTHONPATH, the command line puts it back."""
         launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
         monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
-        from dramatiq import cli
-
+        cli: Any = importlib.import_module("dramatiq.cli")
         monkeypatch.setattr(cli, "main", lambda: os.environ["PYTHONPATH"])
         monkeypatch.setenv("PYTHONPATH", "/mine")
         with traced(None, "instrumentor"):
