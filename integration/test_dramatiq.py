@@ -158,7 +158,7 @@ class Application:
                 stderr=log,
             )
         try:
-            wait_until(lambda: self._log().count("is ready for action") == 2, "two workers")
+            wait_until(lambda: self._log().count("Worker process is ready for action") == 2, "two workers")
             yield
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0, self._log()
