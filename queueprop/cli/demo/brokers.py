@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # name -> the Broker; what it needs is imported only when it runs
 BROKERS = {
+    "dramatiq": "queueprop.cli.demo.dramatiq.broker:Dramatiq",
     "kombu": "queueprop.cli.demo.kombu.broker:Kombu",
     "rabbitmq": "queueprop.cli.demo.rabbitmq.broker:RabbitMQ",
     "rq": "queueprop.cli.demo.rq.broker:RQ",
