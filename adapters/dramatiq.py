@@ -26,7 +26,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, cast
@@ -224,7 +224,7 @@ class _Hooks:
             return wrapped(*args, **kwargs)  # the same message in both APIs, or in a subclass
         token = _enqueued.set(message.message_id)
         try:
-            with speaking_for(getattr(broker, "channels", ())):
+            with speaking_for(_channels(broker)):
                 if outer is _HAND_OVER:
                     return wrapped(*args, **kwargs)
                 return self._enqueue(wrapped, broker, message, args, kwargs)
@@ -232,8 +232,12 @@ class _Hooks:
             _enqueued.reset(token)
 
     def _enqueue(self, wrapped: Wrapped, broker: Any, message: Any, args: Arguments, kwargs: Options) -> Any:
-        delay = _delay(message, kwargs.get("delay"))
-        send = None if _is_retry(message) else self._send(broker, message, delay)
+        try:
+            delay = _delay(message, kwargs.get("delay"))
+            send = None if _is_retry(message) else self._send(broker, message, delay)
+        except Exception as error:
+            guard.fault("preparing the publish of a message", error)
+            return wrapped(*args, **kwargs)
         with send or contextlib.nullcontext():
             sent = message
             try:
@@ -244,38 +248,36 @@ class _Hooks:
             args, kwargs = ((sent, *args[1:]), kwargs) if args else (args, {**kwargs, "message": sent})
             return _given_back(wrapped(*args, **kwargs), message, sent)
 
-    def _send(self, broker: Any, message: Any, delay: float | None) -> Send | None:
-        try:
-            known = Message(
-                headers=_carrier_for(message),
-                id=message.message_id,
-                delay=delay,
-                native=message,
-                describe=functools.partial(_describe, broker),
-            )
-            return self.engine.send(_destination(broker, message), known)
-        except Exception as error:
-            guard.fault("preparing the publish of a message", error)
-            return None
+    def _send(self, broker: Any, message: Any, delay: float | None) -> Send:
+        known = Message(
+            headers=_carrier_for(message),
+            id=message.message_id,
+            delay=delay,
+            native=message,
+            describe=functools.partial(_describe, broker),
+        )
+        return self.engine.send(_destination(broker, message), known)
 
-    def enqueue_unseen(self, broker: Any, message: Any, delay: Any) -> None:
+    def enqueue_unseen(self, broker: Any, message: Any, milliseconds: Any) -> None:
         """For a publish that began before the middleware knew of the broker, or by an ``enqueue`` kept from then.
 
         It is too late to put a copy into its place, or to see it fail.
         """
-        written = _written_unseen.get()
-        if _enqueued.get() == message.message_id or _is_retry(message):
-            return
-        if written is not None and message.options.get(OPTION) is written:
-            return  # another attempt of RabbitMQ's broker
-        send = self._send(broker, message, _delay(message, delay))
-        if send is None:
-            return
-        with send:
-            carrier = _written(send, _delay(message, delay))
-        if carrier is not None:
-            _written_unseen.set(carrier)
-            message.options[OPTION] = carrier
+        try:
+            if _enqueued.get() == message.message_id or _is_retry(message):
+                return
+            written = _written_unseen.get()
+            if written is not None and message.options.get(OPTION) is written:
+                return  # another attempt of RabbitMQ's broker
+            delay = _delay(message, milliseconds)
+            send = self._send(broker, message, delay)
+            with send:
+                carrier = _written(send, delay)
+            if carrier is not None:
+                message.options[OPTION] = carrier
+                _written_unseen.set(carrier)
+        except Exception as error:
+            guard.fault("writing the context of a message", error)
 
     def enqueued_unseen(self, message: Any) -> None:
         """The message may be the caller's own."""
@@ -329,10 +331,11 @@ class _Hooks:
 
     def emit_after(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around what a broker tells its middleware, as the middleware is told it."""
-        if args[0] == "process_message":
-            _note_failure(args[1], kwargs.get("exception"))
-        elif args[0] == "skip_message":
-            _note_skip(args[1])
+        signal, message = (*args, None, None)[:2]
+        if signal == "process_message":
+            _note_failure(message, kwargs.get("exception"))
+        elif signal == "skip_message":
+            _note_skip(message)
         return wrapped(*args, **kwargs)
 
     def _performance(
@@ -439,14 +442,15 @@ def _is_retry(message: Any) -> bool:
 
 
 def _actor_not_found(broker: Any, message: Any) -> ActorNotFound | None:
-    if message.options.get("eta") is not None:
-        return None  # it waits until it is due
     try:
-        broker.get_actor(message.actor_name)
+        if message.options.get("eta") is None:  # else it waits until it is due
+            broker.get_actor(message.actor_name)
     except ActorNotFound as error:
         return error
     except Exception:
-        return None  # the broker's own get_actor: Dramatiq is about to meet the same
+        return (
+            None  # a message that is none, or the broker's own get_actor: Dramatiq is about to meet the same
+        )
     return None
 
 
@@ -589,6 +593,12 @@ def _seconds(carrier: Any, name: str) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value < float("inf") else None
+
+
+def _channels(broker: Any) -> Container[object]:
+    """Those of pika that RabbitMQ's broker publishes by."""
+    channels = getattr(broker, "channels", None)
+    return channels if isinstance(channels, (set, frozenset)) else ()
 
 
 @functools.lru_cache(maxsize=1024)

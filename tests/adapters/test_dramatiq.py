@@ -294,6 +294,16 @@ class TestPublish:
             consume(broker)
         assert [it.message_id for it in given] == [message.message_id] * 2
 
+    def test_a_message_without_options_is_sent_as_it_is(
+        self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Dramatiq lets it out, so we do."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        actor(broker)
+        options: Any = None
+        broker.enqueue(dramatiq.Message("orders", "work", (), {}, options))
+        assert waiting(broker) == [None]
+
     @pytest.mark.parametrize("name", ["_destination", "_with_carrier", "_given_back_fault"])
     def test_a_fault_of_ours_lets_the_message_go(
         self, broker: StubBroker, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
