@@ -69,8 +69,12 @@ class QueuepropMiddleware(Middleware):
 
         broker.add_middleware(QueuepropMiddleware())
 
-    Add it where the broker is made, before actors are declared or after, and anywhere among other middleware: what
-    these enqueue is inside the message's span in any case. One object may serve several brokers.
+    Add it where the broker is made, before actors are declared or after, but before a worker starts; and anywhere
+    among other middleware: what these enqueue is inside the message's span in any case. One object may serve several
+    brokers.
+
+    Dramatiq tells a middleware of its broker by the first hook. A broker without any actor or queue has none before
+    its first message: that one has its span and its context, but an error of its enqueue is not on the span.
 
     Args:
         settings: instead of those of the environment.

@@ -555,6 +555,21 @@ class TestProcess:
         assert {it["error.type"] for it in attributes} == {"ValueError"}
         assert [len(span.events) for span in found] == [1, 1, 1]
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_retries": 0}, {"max_retries": 1}, {"on_failure": "told"}, {"max_age": 60_000}],
+        ids=str,
+    )
+    def test_an_option_means_what_it_means_without_us(
+        self, api: Api, options: dict[str, Any], captured_spans: CapturedSpans
+    ) -> None:
+        """As many attempts, callbacks and dead letters of a failing actor, untraced and traced."""
+        untraced = _failures(make_broker(), options)
+        broker = make_broker()
+        with traced(broker, api):
+            assert _failures(broker, options) == untraced
+        assert len(consumers(captured_spans)) == len(untraced[0])
+
     def test_a_message_without_a_context_stays_so_when_it_is_retried(
         self, captured_spans: CapturedSpans, broker: StubBroker
     ) -> None:
@@ -926,6 +941,20 @@ class TestComposition:
         consumer = only(captured_spans, SpanKind.CONSUMER)
         assert consumer.status.status_code is StatusCode.UNSET
         assert consumer.attributes["code.function.name"].endswith(".Generic")
+
+
+def _failures(broker: StubBroker, options: dict[str, Any]) -> tuple[list[str], int]:
+    """What was called for a message with these options, and how many dead letters there are then."""
+    calls: list[str] = []
+
+    def failing() -> None:
+        calls.append("failed")
+        raise ValueError("gave up")
+
+    actor(broker, lambda *given: calls.append("told"), actor_name="told")
+    actor(broker, failing, max_retries=2).send_with_options(**options)
+    consume(broker)
+    return calls, len(broker.dead_letters)
 
 
 class Deciding(Middleware):
