@@ -480,9 +480,12 @@ class RedisDriver(DramatiqDriver):
 
     @contextmanager
     def _noticing_the_dead(self) -> Iterator[None]:
-        self.app.heartbeat_timeout, self.app.maintenance_chance = 300, MAINTENANCE_SCALE
+        # Everybody who was heard of so far was last heard of in 1970.
+        heartbeats = f"{self.queue}:__heartbeats__"
+        self.app.client.zadd(heartbeats, dict.fromkeys(self.app.client.zrange(heartbeats, 0, -1), 0))
+        self.app.maintenance_chance = MAINTENANCE_SCALE
         yield
-        self.app.heartbeat_timeout, self.app.maintenance_chance = 60_000, 0
+        self.app.maintenance_chance = 0
 
 
 class RabbitmqDriver(DramatiqDriver):
