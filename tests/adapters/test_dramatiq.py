@@ -48,6 +48,7 @@ from queueprop.adapter import MissingExtra
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
 from queueprop.flush import flush
+from queueprop.iteration import GeneratorMessages
 from queueprop.scope import is_spoken_for, speaking_for
 from queueprop.spans import engine_for
 from queueprop.testing import CapturedSpans, assert_no_orphans
@@ -1021,9 +1022,9 @@ class TestChannelsOfPika:
         """consume() gives what it gives without us, and is traced again elsewhere."""
         facade, _, _ = channels
         with speaking_for():
-            assert not isinstance(facade.consume("orders"), pika_adapter._Consumed)
+            assert not isinstance(facade.consume("orders"), GeneratorMessages)
         loop = facade.consume("orders")
-        assert isinstance(loop, pika_adapter._Consumed)
+        assert isinstance(loop, GeneratorMessages)
         with contextlib.suppress(Exception):
             loop.close()
 
