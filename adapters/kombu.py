@@ -840,8 +840,9 @@ def _broker(client: Any) -> tuple[str, str | None, int | None]:
         return "kombu", None, None
     transport = client.transport
     kind: str = transport.driver_type
-    if not transport.default_port:
-        return _SYSTEMS.get(kind, kind), None, None  # no server, or one that is not found by host and port
+    if transport.can_parse_url or not transport.default_port:
+        # No server, or one that is not found by host and port, or all of its URL is the name: with the password.
+        return _SYSTEMS.get(kind, kind), None, None
     host: str = client.hostname or "localhost"
     if host.startswith("socket://"):
         return kind, host.removeprefix("socket://"), None

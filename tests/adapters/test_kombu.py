@@ -24,6 +24,7 @@ from kombu.common import itermessages
 from kombu.exceptions import DecodeError, EncodeError
 from kombu.pidbox import Mailbox
 from kombu.simple import SimpleQueue
+from kombu.transport import memory
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
@@ -1276,6 +1277,14 @@ class TestDestinations:
         if url.startswith("redis"):
             pytest.importorskip("redis")
         assert adapter._broker(kombu.Connection(url)) == expected
+
+    def test_a_url_that_the_transport_reads_itself_is_no_host(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """MongoDB's connection keeps all of its URL as its host name, and the password in it stays there."""
+        for name, value in (("can_parse_url", True), ("default_port", 27017)):
+            monkeypatch.setattr(memory.Transport, name, value)
+        client = kombu.Connection("memory://user:secret@broker.example/shop")
+        assert "secret" in client.hostname
+        assert adapter._broker(client) == ("memory", None, None)
 
     def test_without_a_connection_it_is_kombu(self) -> None:
         """A channel that is closed knows no broker."""
