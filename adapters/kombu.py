@@ -461,8 +461,9 @@ class _Hooks:
                 destination = _delivered_from(message, queue.name, message.channel)
                 message.__dict__[_DESTINATION] = destination
             else:
+                # Not its `channel`: that raises where there is none yet, or opens one.
                 destination = rabbitmq.consumer_destination(
-                    "", "", queue.name, *_broker(_client_at(queue.channel))
+                    "", "", queue.name, *_broker(_client_at(queue._channel))
                 )
             if not self.engine.settings.receive_spans:
                 return

@@ -21,7 +21,7 @@ import kombu
 import wrapt
 from kombu import common, compat, pools
 from kombu.common import itermessages
-from kombu.exceptions import DecodeError, EncodeError
+from kombu.exceptions import DecodeError, EncodeError, NotBoundError
 from kombu.pidbox import Mailbox
 from kombu.simple import SimpleQueue
 from kombu.transport import memory
@@ -1323,3 +1323,19 @@ def test_idle_polls_are_kombu_s(instrumented: Any, connection: Any) -> None:
     """drain_events without a message times out as before."""
     with pytest.raises(socket.timeout):
         connection.drain_events(timeout=0.01)
+
+
+def test_a_pull_from_an_unbound_queue_is_kombu_s_error(
+    captured_spans: CapturedSpans,
+    instrumented: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is the pull's, which kombu raises; no fault of ours is logged beside it."""
+    monkeypatch.setattr("queueprop.guard.raise_faults", False)
+    monkeypatch.setattr("queueprop.guard._logged", set())
+    with pytest.raises(NotBoundError):
+        kombu.Queue("orders").get()
+    assert caplog.records == []
+    [span] = captured_spans
+    assert (span.name, attributes(span)["error.type"]) == ("poll orders", "kombu.exceptions.NotBoundError")
