@@ -162,7 +162,8 @@ def traced_batch(
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each message, as a context manager.
 
-    Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue.
+    Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue. What was nothing
+    (``(None, None, None)``) does not count.
     """
     hooks = _Hooks(engine_for(settings))
     return prepared(lambda: hooks.process_batch(messages, destination), _READING)
@@ -346,8 +347,8 @@ class _Hooks:
         destination: Destination | None,
         auto_ack: bool | None = None,
     ) -> Process | None:
-        if message is None or message[0] is None:
-            return None  # an idle tick
+        if _is_nothing(message):
+            return None
         if not self._is_active() or self._is_left_alone(channel):
             return None
         delivery = Delivery(*message)
@@ -381,7 +382,7 @@ class _Hooks:
     def process_batch(
         self, messages: Sequence[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
-        deliveries = [Delivery(*message) for message in messages]
+        deliveries = [Delivery(*message) for message in messages if not _is_nothing(message)]
         pulled = [_pulled.find(delivery.method) for delivery in deliveries]
         first = pulled[0] if pulled else None
         if destination is None:
@@ -420,7 +421,7 @@ class _Hooks:
         auto_ack: bool = False,
     ) -> None:
         try:
-            if self._is_left_alone(channel) or (error is None and (message is None or message[0] is None)):
+            if self._is_left_alone(channel) or (error is None and _is_nothing(message)):
                 return
             delivery = None if message is None else Delivery(*message)
             destination = _consumed_from(delivery, queue, channel)
@@ -575,6 +576,11 @@ def _at_most(headers: Any) -> int:
 _FRAME = 64  # what stands around the properties in a frame, and to spare
 _OTHER_PROPERTIES = 13 * 256
 _UNKNOWN = 1 << 40
+
+
+def _is_nothing(message: Any) -> bool:
+    """Whether it is an idle tick, or what an empty queue gives."""
+    return message is None or message[0] is None
 
 
 def _message_of(delivery: Delivery) -> Message:

@@ -451,10 +451,15 @@ class TestPull:
         assert len(captured_spans) == 0
 
     def test_a_batch_links_to_each_message(self, captured_spans: CapturedSpans) -> None:
-        """One span, named after where the first message comes from; none for no message."""
-        with adapter.traced_batch([delivery({"traceparent": TRACEPARENT}), delivery(tag=2)]):
+        """One span, named after where the first message comes from; none for no message. Pulls of nothing are none."""
+        nothing = (None, None, None)
+        with adapter.traced_batch(
+            [nothing, delivery({"traceparent": TRACEPARENT}), delivery(tag=2), nothing]
+        ):
             pass
         with adapter.traced_batch([]):
+            pass
+        with adapter.traced_batch([nothing]):
             pass
         span = only(captured_spans)
         assert span.name == "process orders"
