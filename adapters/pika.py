@@ -374,8 +374,11 @@ class _Hooks:
             _loose.add(process)
             return
         if unsettled is None and not (_needs_no_ack(delivery, channel) if auto_ack is None else auto_ack):
-            unsettled = _Unsettled(process.operation.destination, delivery)
-            _waiting.add(channel, delivery.method.delivery_tag, unsettled)
+            tag = delivery.method.delivery_tag
+            unsettled = _waiting.find(channel, tag, delivery.properties)
+            if unsettled is None:
+                unsettled = _Unsettled(process.operation.destination, delivery)
+                _waiting.add(channel, tag, unsettled)
         if unsettled is not None:
             unsettled.handled_in(process)
 
@@ -611,16 +614,18 @@ class _Unsettled:
 
     def __init__(self, destination: Destination, delivery: Delivery) -> None:
         self.destination = destination
-        self._properties = delivery.properties
+        self.properties = delivery.properties
         self._attributes = _describe(delivery)
         self._process: Process | ProcessBatch | None = None
 
     def handled_in(self, process: Process | ProcessBatch) -> None:
+        if isinstance(process, Process) and self._is_being_handled():
+            return  # a second layer around the same handling, which will have no span of its own
         self._process = process
 
     @property
     def message(self) -> Message:
-        properties = self._properties
+        properties = self.properties
         message = Message(
             headers=properties.headers,
             id=_text(properties.message_id),
@@ -629,6 +634,10 @@ class _Unsettled:
         )
         message.process_context = self._process_context
         return message
+
+    def _is_being_handled(self) -> bool:
+        outer = self._process
+        return isinstance(outer, Process) and not outer.closed and current_scope(get_current()) is outer
 
     @property
     def _process_context(self) -> Context | None:
@@ -678,6 +687,12 @@ class _Waiting:
         waiting[tag] = unsettled
         if len(waiting) > _REMEMBERED:
             waiting.popitem(last=False)
+
+    def find(self, channel: Any, tag: int, properties: BasicProperties) -> _Unsettled | None:
+        """The delivery of these properties, where a layer above has seen it already."""
+        waiting = self._channels.get(_channel_below(channel))
+        unsettled = waiting.get(tag) if waiting is not None else None
+        return unsettled if unsettled is not None and unsettled.properties is properties else None
 
     def take(self, channel: Any, tag: int, multiple: bool) -> list[_Unsettled]:
         """The deliveries that a settlement is about; with ``multiple`` all up to its tag, and 0 is all."""

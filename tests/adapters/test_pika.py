@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("pika")
 
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span, get_tracer
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
@@ -555,6 +555,29 @@ class TestSettle:
         assert settle.parent == process.context
         assert settle.attributes["messaging.rabbitmq.message.delivery_tag"] == 1
         assert len(connection.sent) == 2
+
+    @pytest.mark.parametrize("is_pulled", [False, True])
+    def test_a_second_layer_does_not_change_the_parent(
+        self, captured_spans: CapturedSpans, channel: Any, is_pulled: bool
+    ) -> None:
+        """A handler that is traced inside a span of the user's, inside the message's own: that is the parent."""
+        message = delivery()
+        if is_pulled:
+            get = _method_of(channel, "basic_get", lambda queue: message)
+            adapter.traced_get(get, settings=SETTLED)("orders")
+        ack = adapter.traced_settle(channel.basic_ack, settings=SETTLED)
+        inner: Any = adapter.traced_consumer(settings=SETTLED)(lambda *_: ack(1))
+
+        @adapter.traced_consumer(settings=SETTLED)
+        def outer(*given: Any) -> None:
+            with get_tracer("user").start_as_current_span("work"):
+                inner(*given)
+
+        outer(channel, *message)
+        settle, process = captured_spans[-3], captured_spans[-1]
+        assert [settle.name, process.name[:14]] == ["ack orders", "process orders"]
+        assert settle.parent == process.context
+        assert kept() == 0
 
     def test_a_batch_s_messages_are_settled_under_its_span(
         self, captured_spans: CapturedSpans, channel: Any
