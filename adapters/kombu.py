@@ -40,7 +40,7 @@ from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination
 from queueprop.message import Message as _CoreMessage
 from queueprop.operations import Process, ProcessBatch, Send, Settle
-from queueprop.scope import Carried, is_suppressed
+from queueprop.scope import Carried, current_scope, is_suppressed
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
@@ -169,7 +169,9 @@ def traced_messages(
 
     def begin(item: Any) -> Process | None:
         message = _message_of(item)
-        return None if message is None else hooks.process(message, None, destination)
+        if message is None or _is_carried_on(message):
+            return None
+        return hooks.process(message, None, destination)
 
     return iterate_inside(iterable, begin)
 
@@ -733,6 +735,13 @@ def _message_among(candidates: Iterable[Any]) -> Message | None:
 def _message_of(item: Any) -> Message | None:
     """The message of a loop's step, which is it or ``(body, message)``."""
     return _message_among(item if isinstance(item, tuple) else (item,))
+
+
+def _is_carried_on(message: Message) -> bool:
+    """Whether a loop below, whose callbacks have handled this message, has made their span's context current."""
+    context = message.__dict__.get(_CONTEXT)
+    scope = None if context is None else current_scope(context)
+    return isinstance(scope, Process) and scope.closed and current_scope(get_current()) is scope
 
 
 # kombu's messages

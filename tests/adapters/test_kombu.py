@@ -990,6 +990,17 @@ class TestPulling:
         assert seen == [process.get_span_context()] * 2
         assert get_current_span() is trace.INVALID_SPAN
 
+    def test_the_explicit_api_above_a_loop_with_callbacks_makes_no_second_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
+    ) -> None:
+        """The callback had the message's span; the body of traced_messages goes on in its context."""
+        publish(queue)
+        loop = itermessages(connection, queue.channel, queue, callbacks=[lambda body, message: None])
+        inside = [get_current_span().get_span_context().span_id for _ in adapter.traced_messages(loop)]
+        [process] = consumers(captured_spans)
+        assert inside == [process.context.span_id]
+        assert not get_current_span().get_span_context().is_valid
+
     def test_traced_messages_around_kombu_s_loops_doubles_nothing(
         self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
     ) -> None:
