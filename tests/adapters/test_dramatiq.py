@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend as StubRateLimiterBackend
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
+from dramatiq_abort import Abortable, abort
+from dramatiq_abort.backends.stub import StubBackend as StubAbortBackend
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
@@ -706,6 +709,59 @@ class TestProcess:
         assert second.status.status_code is StatusCode.UNSET
         assert seen == [{"tenant": "42"}, {}]
 
+    def test_a_message_that_is_aborted_while_it_waits_is_skipped(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """dramatiq-abort skips it, which is no failure: its span ends so, and the next message is outside."""
+        done: list[str] = []
+        noting = actor(broker, lambda note: done.append(note))
+        with abortable(broker) as aborting:
+            abort(noting.send("aborted").message_id, aborting)
+            noting.send("next")
+            consume(broker)
+        assert done == ["next"]
+        assert [span.status.status_code for span in consumers(captured_spans)] == [StatusCode.UNSET] * 2
+        assert {parent(span) for span in consumers(captured_spans)} == {
+            ids(span) for span in producers(captured_spans)
+        }
+        assert broker.dead_letters == []
+
+    def test_a_message_that_is_aborted_while_it_runs_has_failed(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """dramatiq-abort's Abort strikes inside a span and baggage of the actor's own: it is on the message's span,
+        and nothing of it is current for the next one.
+        """
+        seen: list[Any] = []
+        entered = threading.Event()
+
+        def running(note: str) -> None:
+            seen.append((get_current_span().get_span_context(), dict(baggage.get_all())))
+            end = time.monotonic() + 10
+            with trace.get_tracer("t").start_as_current_span("inner"):
+                while note == "aborted" and time.monotonic() < end:
+                    entered.set()
+                    time.sleep(0.001)
+
+        run = actor(broker, running)
+        with abortable(broker) as aborting, working(broker) as join:
+            with attached(baggage.set_baggage("tenant", "42")):
+                message = run.send("aborted")
+            assert entered.wait(10)
+            abort(message.message_id, aborting)
+            join()
+            run.send("next")
+            join()
+        first, second = consumers(captured_spans)
+        assert first.status.status_code is StatusCode.ERROR
+        assert first.attributes is not None
+        assert first.attributes["error.type"] == "dramatiq_abort.abort_manager.Abort"
+        assert second.status.status_code is StatusCode.UNSET
+        assert [ids(span) for span, _ in seen] == [ids(first), ids(second)]
+        assert [found for _, found in seen] == [{"tenant": "42"}, {}]
+        assert [len(span.links) for span in (first, second)] == [1, 1]
+        assert len(broker.dead_letters) == 1
+
     def test_an_interrupt_behind_the_actor_ends_the_span_once(
         self, captured_spans: CapturedSpans, broker: StubBroker
     ) -> None:
@@ -966,6 +1022,18 @@ class Deciding(Middleware):
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         self._decide(message)
+
+
+@contextmanager
+def abortable(broker: Any) -> Iterator[Abortable]:
+    """Messages can be aborted. Its thread watches for ever, so it is told to sleep in the end."""
+    middleware = Abortable(backend=StubAbortBackend())
+    middleware.wait_timeout = 5
+    broker.add_middleware(middleware)
+    try:
+        yield middleware
+    finally:
+        middleware.wait_timeout = 86_400_000
 
 
 def _skip() -> None:
