@@ -74,7 +74,8 @@ class QueuepropMiddleware(Middleware):
     brokers.
 
     Dramatiq tells a middleware of its broker by the first hook. A broker without any actor or queue has none before
-    its first message: that one has its span and its context, but an error of its enqueue is not on the span.
+    its first message: that one has its span and its context, but an error of its enqueue is not on the span, and
+    leaves the context in its options, until it is enqueued again.
 
     Args:
         settings: instead of those of the environment.
@@ -399,10 +400,11 @@ class _Performance:
         self.process = engine.process(_destination(broker, message), known)
 
     def end(self, failure: BaseException | None) -> None:
-        error, self.error = self.error or failure, None
+        # An exception may be false, or have no words.
+        error, self.error = failure if self.error is None else self.error, None
         if isinstance(error, SystemExit):
             # For a message that is a failure, whatever the status.
-            self.process.fail("SystemExit", str(error))
+            self.process.fail("SystemExit", str(error.code) if isinstance(error.code, (int, str)) else "")
         elif error is None and self.message.failed:
             self.process.fail(MESSAGE_FAILED, "The message was rejected.")
         self.process.close(error)
@@ -431,7 +433,7 @@ def _note_failure(message: Any, error: BaseException | None) -> None:
 
 def _note_skip(message: Any) -> None:
     """A middleware may skip a message, which is no failure, unless it rejected it as well."""
-    if message.failed:
+    if _performance_of(message) is not None and message.failed:
         _note_failure(message, sys.exc_info()[1])
 
 
@@ -619,10 +621,13 @@ def _server(broker: Any) -> tuple[str | None, int | None]:
     parameters = getattr(broker, "parameters", None)
     if isinstance(parameters, list):  # of RabbitMQ: the first that answers
         parameters = parameters[0] if len(parameters) == 1 else None
-    if parameters is not None:
-        return parameters.host, parameters.port
+    host, port = getattr(parameters, "host", None), getattr(parameters, "port", None)
+    if host is not None:
+        return host, port
     pool = getattr(getattr(broker, "client", None), "connection_pool", None)
-    options = getattr(pool, "connection_kwargs", {})
+    options = getattr(pool, "connection_kwargs", None)
+    if not isinstance(options, dict):
+        return None, None
     if "path" in options:  # a Unix socket
         return options["path"], None
     host = options.get("host")

@@ -465,6 +465,8 @@ class TestBrokers:
             (RabbitmqBroker(parameters=[{"host": "one"}]), ("one", 5672)),
             (RabbitmqBroker(parameters=[{"host": "one"}, {"host": "two"}]), (None, None)),
             (StubBroker(), (None, None)),
+            (SimpleNamespace(parameters={"host": "another"}), (None, None)),
+            (SimpleNamespace(client=SimpleNamespace(connection_pool=object())), (None, None)),
         ],
     )
     def test_the_server_is_told(self, broker: Any, expected: tuple[str | None, int | None]) -> None:
@@ -680,6 +682,60 @@ class TestProcess:
         actor(broker, lambda: sys.exit(0)).send()
         consume(broker)
         assert only(captured_spans, SpanKind.CONSUMER).attributes["error.type"] == "SystemExit"
+
+    def test_an_exit_that_cannot_be_told_in_words(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """sys.exit() with an object whose __str__ raises: the thread works on, and the span ends."""
+
+        class Rude:
+            def __str__(self) -> str:
+                raise RuntimeError("no words")
+
+        done: list[str] = []
+
+        def leave(note: str) -> None:
+            done.append(note)
+            if note == "rude":
+                raise SystemExit(Rude())
+
+        leaving = actor(broker, leave)
+        with working(broker) as join:
+            leaving.send("rude")
+            leaving.send("next")
+            join()
+        assert sorted(done) == ["next", "rude"]
+        attributes: list[Any] = [span.attributes for span in consumers(captured_spans)]
+        assert sorted(it.get("error.type", "none") for it in attributes) == ["SystemExit", "none"]
+
+    def test_an_exception_that_is_false_is_a_failure(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """One with a length, say, of nothing: its kind is on the span as any other's."""
+
+        class Empty(Exception):
+            def __len__(self) -> int:
+                return 0
+
+        def empty() -> None:
+            raise Empty
+
+        actor(broker, empty).send()
+        consume(broker)
+        assert only(captured_spans, SpanKind.CONSUMER).attributes["error.type"].endswith(".Empty")
+
+    def test_what_is_told_of_a_message_outside_of_a_worker(self, broker: StubBroker) -> None:
+        """An application may tell its middleware of a plain message, which is no delivery: nothing is raised."""
+        told: list[Any] = []
+
+        class Listening(Middleware):
+            def after_skip_message(self, broker: Any, message: Any) -> None:
+                told.append(message)
+
+        broker.add_middleware(Listening())
+        message = actor(broker).message()
+        broker.emit_after("skip_message", message)
+        assert told == [message]
 
     def test_a_time_limit_goes_through(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """An Interrupt inside a publish of ours reaches the actor, and nothing is current afterwards."""
