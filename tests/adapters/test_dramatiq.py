@@ -375,6 +375,39 @@ class TestBrokers:
         assert len(consumers(captured_spans)) == len(producers(captured_spans)) == 2
         assert_no_orphans(captured_spans)
 
+    def test_two_middlewares_make_one_span(self, captured_spans: CapturedSpans) -> None:
+        """Added twice by mistake, with the actors declared between: one of each, an error that is recorded once, and
+        one context on the wire.
+        """
+        broker, settings = make_broker(), Settings(settle_spans=True)
+        broker.add_middleware(adapter.QueuepropMiddleware(settings))
+        failing = actor(broker, fail)
+        broker.add_middleware(adapter.QueuepropMiddleware(settings))
+        failing.send()
+        [options] = waiting(broker)
+        assert options.keys() == {"queueprop"}
+        consume(broker)
+        assert sorted(span.kind.name for span in captured_spans) == ["CLIENT", "CONSUMER", "PRODUCER"]
+        assert len(only(captured_spans, SpanKind.CONSUMER).events) == 1
+        assert_no_orphans(captured_spans)
+
+    def test_a_middleware_that_outlives_the_instrumentor_makes_one_span(
+        self, captured_spans: CapturedSpans
+    ) -> None:
+        """Added while the instrumentor was on, which then goes and comes again: one span of each kind, each time."""
+        broker = make_broker()
+        with traced(broker, "instrumentor"):
+            broker.add_middleware(adapter.QueuepropMiddleware())
+            work = actor(broker)
+        for _ in range(2):
+            work.send()
+            consume(broker)
+        with traced(broker, "instrumentor"):
+            work.send()
+            consume(broker)
+        assert len(producers(captured_spans)) == len(consumers(captured_spans)) == 3
+        assert_no_orphans(captured_spans)
+
     def test_both_apis_make_one_span(self, captured_spans: CapturedSpans) -> None:
         """A middleware on a broker, under the instrumentor: one PRODUCER, one CONSUMER, one settlement, one error."""
         broker, settings = make_broker(), Settings(settle_spans=True)
@@ -560,6 +593,56 @@ class TestProcess:
             assert it["queueprop.message.queue_time"] < 10
         assert {it["error.type"] for it in attributes} == {"ValueError"}
         assert [len(span.events) for span in found] == [1, 1, 1]
+
+    @pytest.mark.skipif(
+        "on_retry_exhausted" not in StubBroker().actor_options, reason="1.17 has no on_retry_exhausted"
+    )
+    def test_what_is_told_of_the_last_retry_is_inside_the_last_attempt(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """on_retry_exhausted: a publish of its own, in the span of the attempt that was the last."""
+        told: list[Any] = []
+        actor(broker, lambda message, retries: told.append(retries), actor_name="told")
+        actor(broker, fail, max_retries=1, max_backoff=1, on_retry_exhausted="told").send()
+        consume(broker)
+        assert told == [{"retries": 1, "max_retries": 1}]
+        attempts = consumers(captured_spans)[:2]
+        assert parent(producers(captured_spans)[1]) == ids(attempts[-1])
+        assert_no_orphans(captured_spans)
+
+    def test_the_time_in_the_queue_begins_when_a_message_is_sent(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Not when it was built, which is what Dramatiq's timestamp tells."""
+        message = actor(broker).message().copy(message_timestamp=1)
+        broker.enqueue(message)
+        consume(broker)
+        assert only(captured_spans, SpanKind.CONSUMER).attributes["queueprop.message.queue_time"] < 60
+
+    def test_an_intended_delay_is_not_time_in_the_queue(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Sent 100 s ago to be due 70 s ago: it waited for 70, and the 30 are told apart."""
+        work = actor(broker)
+        carrier = {"traceparent": TRACEPARENT, "sent_at": repr(time.time() - 100), "delay": "30.0"}
+        message: Any = dramatiq.Message("orders", work.actor_name, (), {}, {"queueprop": carrier})
+        broker.queues["orders"].put(message.encode())
+        consume(broker)
+        attributes = only(captured_spans).attributes
+        assert attributes["queueprop.message.queue_time"] == pytest.approx(70, abs=15)
+        assert attributes["queueprop.message.delay"] == 30
+
+    def test_a_delayed_message_that_is_due_is_still_the_first_publish(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Dramatiq enqueues it again, in a thread of its own: no publish, and the actor is in the sender's trace."""
+        with trace.get_tracer("t").start_as_current_span("request") as request:
+            actor(broker).send_with_options(delay=20)
+        consume(broker)
+        producer, consumer = (only(captured_spans, kind) for kind in (SpanKind.PRODUCER, SpanKind.CONSUMER))
+        assert (parent(producer), parent(consumer)) == (ids(request), ids(producer))
+        assert consumer.attributes["queueprop.message.delay"] == 0.02
+        assert consumer.attributes["queueprop.message.delivery_attempt"] == 1
 
     @pytest.mark.parametrize(
         "options",
