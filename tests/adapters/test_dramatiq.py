@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import multiprocessing
@@ -900,6 +901,36 @@ class TestProcess:
         assert [found for _, found in seen] == [{"tenant": "42"}, {}]
         assert [len(span.links) for span in (first, second)] == [1, 1]
         assert len(broker.dead_letters) == 1
+
+    def test_a_coroutine_that_is_aborted_has_failed(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """The Abort strikes in the thread that waits for it, the coroutine is cancelled on the loop's: neither has
+        anything of it left for the next message.
+        """
+        seen: list[Any] = []
+        entered = threading.Event()
+
+        async def running(note: str) -> None:
+            seen.append((get_current_span().get_span_context(), dict(baggage.get_all())))
+            entered.set()
+            await asyncio.sleep(10 if note == "aborted" else 0)
+
+        run = actor(broker, running)
+        with abortable(broker) as aborting, working(broker) as join:
+            with attached(baggage.set_baggage("tenant", "42")):
+                message = run.send("aborted")
+            assert entered.wait(10)
+            abort(message.message_id, aborting)
+            join()
+            run.send("next")
+            join()
+        first, second = consumers(captured_spans)
+        assert first.attributes is not None
+        assert first.attributes["error.type"] == "dramatiq_abort.abort_manager.Abort"
+        assert second.status.status_code is StatusCode.UNSET
+        assert [ids(span) for span, _ in seen] == [ids(first), ids(second)]
+        assert [found for _, found in seen] == [{"tenant": "42"}, {}]
 
     def test_an_interrupt_behind_the_actor_ends_the_span_once(
         self, captured_spans: CapturedSpans, broker: StubBroker
