@@ -75,7 +75,8 @@ class QueuepropMiddleware(Middleware):
 
     Dramatiq tells a middleware of its broker by the first hook. A broker without any actor or queue has none before
     its first message: that one has its span and its context, but an error of its enqueue is not on the span, and
-    leaves the context in its options, until it is enqueued again.
+    leaves the context in its options, until it is enqueued again; and pika's instrumentor, if it is on, traces it as
+    well.
 
     Args:
         settings: instead of those of the environment.
