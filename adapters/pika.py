@@ -432,7 +432,7 @@ class _Hooks:
             if delivery is not None:
                 pulled = _Unsettled(destination, delivery)
                 _pulled.add(delivery.method, pulled)
-                if self.engine.settings.settle_spans and not auto_ack:
+                if self.engine.settings.settle_spans and not auto_ack and _is_channel(channel):
                     _waiting.add(channel, delivery.method.delivery_tag, pulled)
                 receive.add(_message_of(delivery))
             if self.engine.settings.receive_spans:

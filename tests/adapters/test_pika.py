@@ -488,6 +488,12 @@ class TestPull:
         assert adapter.traced_get(lambda queue: None)("orders") is None
         assert len(captured_spans) == 0
 
+    def test_a_function_around_basic_get_tells_no_channel(self, captured_spans: CapturedSpans) -> None:
+        """Its pull is traced all the same; a settlement of what it gave is not, since nobody knows whose tag it is."""
+        pulled = delivery()
+        assert adapter.traced_get(lambda queue: pulled, settings=SETTLED)("orders") is pulled
+        assert [span.name for span in captured_spans] == ["poll orders"]
+
     def test_a_pull_inside_a_pull_is_one(self, captured_spans: CapturedSpans, channel: Any) -> None:
         """The explicit API above the instrumentor."""
         get = adapter.traced_get(
