@@ -66,7 +66,7 @@ def _rig(column: Column, request: pytest.FixtureRequest, folder: Path) -> Rig:
     driver = _driver_of(request.cls)
     broker = request.getfixturevalue(f"{driver.broker}_broker") if driver.broker else None
     if broker is not None:
-        _matrix(request.config).rungs[column.library] = str(broker)
+        _matrix(request.config).add_rung(column.library, str(broker))
     folder.mkdir(exist_ok=True)
     return Rig(
         driver,
@@ -185,11 +185,16 @@ class Cell:
 @dataclass
 class Matrix:
     cells: dict[tuple[int, Column], Cell] = field(default_factory=dict)
-    rungs: dict[str, str] = field(default_factory=dict)
+    rungs: dict[str, list[str]] = field(default_factory=dict)
     order: dict[Column, None] = field(default_factory=dict)
 
     def cell(self, number: int, column: Column) -> Cell:
         return self.cells.setdefault((number, column), Cell())
+
+    def add_rung(self, library: str, broker: str) -> None:
+        brokers = self.rungs.setdefault(library, [])
+        if broker not in brokers:
+            brokers.append(broker)
 
     @property
     def columns_by_library(self) -> dict[str, list[Column]]:
@@ -214,7 +219,9 @@ class Matrix:
     def merge(self, dump: str) -> None:
         found = json.loads(dump)
         self.order.update(dict.fromkeys(Column(*column) for column in found["order"]))
-        self.rungs.update(found["rungs"])
+        for library, brokers in found["rungs"].items():
+            for broker in brokers:
+                self.add_rung(library, broker)
         for number, column, reasons, remark in found["cells"]:
             cell = self.cell(number, Column(*column))
             cell.remark = remark
@@ -261,7 +268,9 @@ class Matrix:
         return "\n".join(lines)
 
     def _where(self, library: str) -> str:
-        return f"on {self.rungs[library]}" if library in self.rungs else "in this process"
+        return (
+            f"on {' and '.join(sorted(self.rungs[library]))}" if library in self.rungs else "in this process"
+        )
 
     @staticmethod
     def _short(cell: Cell | None, notes: dict[str, str]) -> str:
