@@ -65,10 +65,15 @@ def sleep(seconds: float) -> None:
 
 
 def publish_on_and_on(seconds: float) -> None:
-    """Publishes without end: the time limit most probably strikes in code of queueprop's."""
+    """Publishes without end: the time limit most probably strikes in code of queueprop's.
+
+    Into one pipeline, which is never sent. Each publish would else drop one of its own, and an exception that strikes
+    in redis' ``Pipeline.__del__`` is lost: Python ignores it there, with queueprop or without.
+    """
     queue, end = _queue("elsewhere"), time.monotonic() + seconds
+    pipeline = queue.connection.pipeline()
     while time.monotonic() < end:
-        queue.enqueue(work)
+        queue.enqueue(work, pipeline=pipeline)
 
 
 def publish_more(note: str = "") -> None:
