@@ -10,7 +10,6 @@ import pytest
 from . import matrix
 from .brokers import (
     CHOICES,
-    KAFKA,
     RABBITMQ,
     REDIS,
     SERVICES,
@@ -68,21 +67,6 @@ def rabbitmq_url(rabbitmq_broker: Broker) -> str:
 def private_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Broker]:
     """A RabbitMQ that tests may stop and start; each leaves it running. (A first start takes eight seconds.)"""
     yield from _serve(pytestconfig, RABBITMQ, private=True)
-
-
-@pytest.fixture(scope="session")
-def kafka_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
-    """The session's Kafka; not to be stopped."""
-    yield from _serve(pytestconfig, KAFKA)
-
-
-@pytest.fixture(scope="session")
-def private_kafka(pytestconfig: pytest.Config) -> Iterator[Broker]:
-    """A Kafka that tests may stop and start; each leaves it running. The mock cluster cannot come back."""
-    for broker in _serve(pytestconfig, KAFKA, private=True):
-        if broker.rung == "embedded":
-            pytest.skip("librdkafka's mock cluster cannot be started again where it was")
-        yield broker
 
 
 def pytest_configure(config: pytest.Config) -> None:

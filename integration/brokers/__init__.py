@@ -9,16 +9,14 @@ Nothing is ever installed here.
 """
 
 from .broker import Broker, BrokerError, Unavailable
-from .kafka import KAFKA
 from .ladder import CHOICES, SERVICES, Service, find, in_ci
 from .rabbitmq import RABBITMQ
 from .redis import REDIS
 
-SERVICES.extend([REDIS, RABBITMQ, KAFKA])
+SERVICES.extend([REDIS, RABBITMQ])
 
 __all__ = [
     "CHOICES",
-    "KAFKA",
     "RABBITMQ",
     "REDIS",
     "SERVICES",
