@@ -67,13 +67,20 @@ def sleep(seconds: float) -> None:
 def publish_on_and_on(seconds: float) -> None:
     """Publishes without end: the time limit most probably strikes in code of queueprop's.
 
-    Into one pipeline, which is never sent. Each publish would else drop one of its own, and an exception that strikes
-    in redis' ``Pipeline.__del__`` is lost: Python ignores it there, with queueprop or without.
+    Its pipelines are kept: an exception that strikes in redis' ``Pipeline.__del__`` is lost, since Python ignores it
+    there, with queueprop or without.
     """
     queue, end = _queue("elsewhere"), time.monotonic() + seconds
-    pipeline = queue.connection.pipeline()
+    connection: Any = queue.connection
+    make_pipeline, kept = connection.pipeline, []
+
+    def pipeline(*args: Any, **kwargs: Any) -> Any:
+        kept.append(make_pipeline(*args, **kwargs))
+        return kept[-1]
+
+    connection.pipeline = pipeline
     while time.monotonic() < end:
-        queue.enqueue(work, pipeline=pipeline)
+        queue.enqueue(work)
 
 
 def publish_more(note: str = "") -> None:
