@@ -31,7 +31,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, propagation, semconv
-from queueprop.message import Message, Operation
+from queueprop.message import Destination, Message, Operation
 from queueprop.metrics import Instruments
 from queueprop.propagation import BAGGAGE_KEY, SPAN_KEY
 from queueprop.scope import Scope, current_scope, is_suppressed
@@ -244,24 +244,88 @@ class Send(MessageOperation):
 
 
 class SendBatch(Send):
-    """The publish of several messages in one call: each message carries the context of a create span of its own."""
+    """The publish of several messages in one call: each message carries the context of a create span of its own.
+
+    ``created`` are these spans where the messages were made one by one before; otherwise they are made here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        operation: Operation,
+        messages: Sequence[Message],
+        owner: str | None = None,
+        created: Sequence[Create] | None = None,
+    ) -> None:
+        super().__init__(engine, operation, messages, owner)
+        self._created = created
 
     def _open(self, current: Context) -> None:
         if not self.messages:
             self.closed = True
             return
-        create = self.operation.destination.operation(semconv.CREATE, "create")
-        links = [Link(self._create(create, message, current)) for message in self.messages]
+        created = self._created
+        if created is None:
+            create = self.operation.destination.operation(semconv.CREATE, "create")
+            created = [self._create(create, message, current) for message in self.messages]
+        creations = [one.span.get_span_context() for one in created]
         attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
-        span = self._start(current, attributes, links)
+        span = self._start(
+            current, attributes, [Link(creation) for creation in creations if creation.is_valid]
+        )
         self.attach({**current, SPAN_KEY: span}, current)
 
-    def _create(self, create: Operation, message: Message, current: Context) -> SpanContext:
-        span = self.engine.start_span(create, current, _attributes(create, message))
-        self.engine.write(message, set_span_in_context(span, current))
-        self.engine.enrich(span, message, self.engine.settings.publish_hook)
-        span.end()
-        return span.get_span_context()
+    def _create(self, operation: Operation, message: Message, current: Context) -> Create:
+        create = Create(self.engine, operation, message)
+        create.start(current)
+        create.span.end()
+        return create
+
+
+class Create:
+    """The making of one message that goes out in a batch; see ``Engine.create``. It is never current.
+
+    Attributes:
+        span: its span; ``INVALID_SPAN`` where nothing is traced.
+    """
+
+    span: Span = INVALID_SPAN
+    _made_at: int | None = None
+
+    def __init__(self, engine: Engine, operation: Operation, message: Message) -> None:
+        self.engine = engine
+        self.operation = operation
+        self.message = message
+
+    def open(self) -> None:
+        """Starts the span and puts its context into the message. Raises nothing of ours."""
+        try:
+            current = get_current()
+            if not is_suppressed(current):
+                self.start(current)
+                self._made_at = time.time_ns()
+        except Exception as error:
+            guard.fault(f"starting the span of {self.operation.span_name!r}", error)
+
+    def start(self, current: Context) -> None:
+        engine, message = self.engine, self.message
+        self.span = span = engine.start_span(self.operation, current, _attributes(self.operation, message))
+        engine.write(message, set_span_in_context(span, current))
+        engine.enrich(span, message, engine.settings.publish_hook)
+
+    def close(self, destination: Destination | None = None) -> None:
+        """Ends the span, as of when the message was made. ``destination`` is where it goes, as is known by now.
+
+        Raises nothing of ours. A message that never goes out needs no ``close``: its span is dropped.
+        """
+        try:
+            if destination is not None:
+                operation = destination.operation(self.operation.kind, self.operation.name)
+                self.span.update_name(operation.span_name)
+                self.span.set_attributes(operation.attributes)
+            self.span.end(self._made_at)
+        except Exception as error:
+            guard.fault(f"ending the span of {self.operation.span_name!r}", error)
 
 
 class Process(MessageOperation):

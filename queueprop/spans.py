@@ -29,6 +29,7 @@ from queueprop.message import Destination, Message, Operation
 from queueprop.metrics import Instruments
 from queueprop.operations import (
     Attributes,
+    Create,
     Process,
     ProcessBatch,
     Receive,
@@ -75,6 +76,7 @@ class Engine:
         *,
         operation: str = ...,
         owner: str | None = ...,
+        created: Sequence[Create] | None = ...,
     ) -> SendBatch: ...
     def send(
         self,
@@ -83,18 +85,26 @@ class Engine:
         *,
         operation: str = "publish",
         owner: str | None = None,
+        created: Sequence[Create] | None = None,
     ) -> Send | SendBatch:
         """A publish: a PRODUCER span, and its context in ``message.headers``.
 
         A sequence of messages is a batch: a create span (PRODUCER) for each, whose context the message carries, and a
-        CLIENT span for the call that links to them.
+        CLIENT span for the call that links to them. ``created`` are those of messages that were made before.
         ``owner`` names the adapter; inside its own publish it makes no second span (a facade above a channel).
         """
         if isinstance(message, Message):
             return Send(self, destination.operation(semconv.SEND, operation), (message,), owner)
         return SendBatch(
-            self, destination.operation(semconv.SEND, operation, SpanKind.CLIENT), message, owner
+            self, destination.operation(semconv.SEND, operation, SpanKind.CLIENT), message, owner, created
         )
+
+    def create(self, destination: Destination, message: Message) -> Create:
+        """The making of a message that a batch takes along later: a PRODUCER span, and its context in the message.
+
+        For batches that are filled message by message, before their destination is known; else ``send`` makes it.
+        """
+        return Create(self, destination.operation(semconv.CREATE, "create"), message)
 
     @overload
     def process(
