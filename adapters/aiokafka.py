@@ -1,0 +1,947 @@
+"""aiokafka: Kafka's messages in their producers' traces. aiokafka 0.11 and newer.
+
+The context travels in the record's headers, as UTF-8 bytes under lowercase names. The caller's headers are copied
+before anything is written.
+
+Three things shape this file:
+
+- What a message's key and value are on the wire, and its partition, is known behind aiokafka's serializers and its
+  partitioner, which must not run twice. So the span begins at the producer's ``send``, and the context is put in where
+  the message goes into the accumulator, when all of that is settled.
+- ``async for`` iterates the consumer itself, so each loop is given an iterator of its own: its span ends with the loop.
+- A batch is filled before anybody says which topic it is for. Its create spans are kept until it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from uuid import UUID
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.util.types import AttributeValue
+
+from queueprop import guard, semconv
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.handlers import prepared, run_inside
+from queueprop.iteration import AsyncMessages, Messages, iterate_inside
+from queueprop.message import Destination, Message
+from queueprop.operations import Create, Process, ProcessBatch, Send
+from queueprop.scope import current_scope
+from queueprop.settings import Settings
+from queueprop.spans import Engine, engine_for
+
+try:
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+    from aiokafka.errors import ConsumerStoppedError
+    from aiokafka.producer.message_accumulator import MessageAccumulator
+    from aiokafka.record.default_records import DefaultRecordBatchBuilder
+except ModuleNotFoundError as error:
+    if error.name != "aiokafka":
+        raise
+    raise missing_extra(__name__, "aiokafka", "aiokafka") from None
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+SYSTEM = "kafka"
+KEY = "messaging.kafka.message.key"
+TOMBSTONE = "messaging.kafka.message.tombstone"
+OFFSET = "messaging.kafka.offset"
+
+
+class Publish(NamedTuple):
+    """What a ``publish_hook`` is given: the call's arguments, before aiokafka's serializers.
+
+    Of a message that goes into a batch, the topic and the partition are not known yet.
+    """
+
+    topic: str | None
+    value: Any
+    key: Any
+    partition: int | None
+    timestamp_ms: int | None
+    headers: Any
+
+
+def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a producer's publish: ``send = traced_publish(producer.send)``.
+
+    The PRODUCER span ends when the broker has answered, which the future of ``send`` tells: a failed delivery is an
+    error of the span. Headers are copied before the context is written; a tuple of headers goes out as a list. The
+    context is left out where it alone would make the message larger than ``max_request_size``, and where the broker
+    knows no headers.
+
+    Args:
+        publish: ``send``, ``send_and_wait`` or ``send_batch`` of an AIOKafkaProducer, a ``functools.partial`` of one of
+            them, or a coroutine function with the same arguments around ``send``.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+    hook = hooks.send_batch if _name_of(publish) == "send_batch" else hooks.send
+    return _wrapped(publish, hook)
+
+
+def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a producer's ``create_batch``, whose messages then carry contexts of their own::
+
+        create_batch = traced_create_batch(producer.create_batch)
+        send_batch = traced_publish(producer.send_batch)
+
+    Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
+    """
+    return _wrapped(create, _Hooks(engine_for(settings)).create_batch)
+
+
+@overload
+def traced_consumer(handler: F) -> F: ...
+@overload
+def traced_consumer(
+    *, destination: Destination | None = None, settings: Settings | None = None
+) -> Callable[[F], F]: ...
+def traced_consumer(
+    handler: F | None = None, *, destination: Destination | None = None, settings: Settings | None = None
+) -> F | Callable[[F], F]:
+    """Decorates a handler that is given a record, anywhere among its arguments::
+
+        @traced_consumer
+        async def handle(record): ...
+
+    Args:
+        destination: instead of the record's topic and partition.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+
+    def begin(args: Arguments, kwargs: Options) -> Process | None:
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, ConsumerRecord):
+                return hooks.process(argument, None, destination)
+        return None
+
+    def decorate(decorated: F) -> F:
+        return run_inside(decorated, begin)
+
+    return decorate if handler is None else decorate(handler)
+
+
+@overload
+def traced_messages(
+    iterable: AsyncIterable[Any],
+    destination: Destination | None = None,
+    *,
+    settings: Settings | None = None,
+) -> AsyncMessages[Any]: ...
+@overload
+def traced_messages(
+    iterable: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> Messages[Any]: ...
+def traced_messages(
+    iterable: Any, destination: Destination | None = None, *, settings: Settings | None = None
+) -> Any:
+    """A loop whose body runs inside each record's CONSUMER span::
+
+        async for record in traced_messages(consumer): ...
+        for record in traced_messages(records): ...  # of one partition, as getmany gives them
+
+    The span ends when the next record is asked for, and when the loop is left, unless the iterator is kept: then it
+    ends when that is closed or dropped.
+
+    Args:
+        iterable: an AIOKafkaConsumer, or whatever gives records, sync or async.
+        destination: instead of each record's topic and partition.
+        settings: instead of those of the environment.
+    """
+    hooks = _Hooks(engine_for(settings))
+    consumer = iterable if isinstance(iterable, AIOKafkaConsumer) else None
+    source = _LoopOf(iterable.__aiter__()) if consumer is not None else iterable
+    return iterate_inside(source, lambda record: hooks.process(record, consumer, destination))
+
+
+def traced_message(
+    record: Any, destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """The CONSUMER span of one record, as a context manager::
+
+        record = await consumer.getone()
+        with traced_message(record): ...
+
+    Args as for ``traced_messages``. The record's consumer group is known where its consumer is traced
+    (``AIOKafkaInstrumentor``, ``traced_get``).
+    """
+    hooks = _Hooks(engine_for(settings))
+    return prepared(lambda: hooks.process(record, None, destination), _READING)
+
+
+def traced_batch(
+    records: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """One CONSUMER span for a batch, with a link for each record, as a context manager. Args as for
+    ``traced_messages``."""
+    hooks = _Hooks(engine_for(settings))
+    return prepared(lambda: hooks.process_batch(records, destination), _READING)
+
+
+def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a consumer's pull call, which then has a receive span: ``getone = traced_get(consumer.getone)``.
+
+    It opens no scope: handle a record inside ``traced_message``, which then also knows the consumer. The lists of
+    ``getmany`` do it by themselves: what iterates one handles each record inside its span, once a record.
+    """
+    hooks = _Hooks(engine_for(settings))
+    return _wrapped(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
+
+
+def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+    """Wraps a consumer's ``commit``: ``commit = traced_settle(consumer.commit)``.
+
+    Under ``Settings(settle_spans=True)``, which the loop must have too, a commit is a span: a child of the span of the
+    last record that was handled. Of each further partition that it commits, it links to the last record.
+    """
+    return _wrapped(settle, _Hooks(engine_for(settings)).commit)
+
+
+class AIOKafkaInstrumentor(Adapter):
+    """Traces every producer and consumer of aiokafka from now on."""
+
+    library = "aiokafka"
+    requires = ("aiokafka >= 0.11",)
+    rivals = Rivals("aiokafka", "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor")
+
+    def patches(self) -> Iterable[Patch]:
+        hooks = _Hooks(self.engine, lambda: self.is_active)
+        yield Patch(AIOKafkaProducer, "send", hooks.send)
+        yield Patch(AIOKafkaProducer, "create_batch", hooks.create_batch)
+        yield Patch(AIOKafkaProducer, "send_batch", hooks.send_batch)
+        yield Patch(MessageAccumulator, "add_message", add_message)
+        yield Patch(AIOKafkaConsumer, "__aiter__", hooks.iterate)
+        yield Patch(AIOKafkaConsumer, "getone", hooks.getone)
+        yield Patch(AIOKafkaConsumer, "getmany", hooks.getmany)
+        yield Patch(AIOKafkaConsumer, "commit", hooks.commit)
+
+
+Wrapped = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
+
+
+def _wrapped(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
+    """``function`` with ``hook`` around it, as the instrumentor's patches have it."""
+    if isinstance(function, functools.partial):
+        return functools.partial(_wrapped(function.func, hook), *function.args, **function.keywords)
+    owner = getattr(function, "__self__", None)
+    if not inspect.iscoroutinefunction(hook):
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            result: R = hook(function, owner, args, kwargs)
+            return result
+
+        return call
+
+    @functools.wraps(function)
+    async def call_later(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return await hook(function, owner, args, kwargs)
+
+    return call_later  # type: ignore[return-value]
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", ""))
+
+
+class _Hooks:
+    """What is done around aiokafka's own methods, each as ``hook(bound method, its object, args, kwargs)``."""
+
+    def __init__(self, engine: Engine, is_active: Callable[[], bool] | None = None) -> None:
+        self.engine = engine
+        self._is_active = is_active or (lambda: True)
+        self._joins = is_active is None  # without patches, the accumulator below is wrapped on the object
+
+    # The producer's side
+
+    async def send(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``send``, and around ``send_and_wait`` in the explicit API."""
+        try:
+            given = Publish(*_send_arguments(*args, **kwargs))
+        except TypeError:
+            return await wrapped(*args, **kwargs)  # aiokafka says what is wrong with them
+        if self.engine.is_sending(_OWNER):
+            return await wrapped(*args, **kwargs)
+        try:
+            publication = self._publication(given, producer)
+        except Exception as error:
+            guard.fault("preparing a publish with aiokafka", error)
+            return await wrapped(*args, **kwargs)
+        send = publication.send
+        send.open()
+        try:
+            with _publishing(publication):
+                headers = publication.headers_of_call
+                if headers is not given.headers:
+                    args, kwargs = _replaced(_HEADERS, "headers", headers, args, kwargs)
+                result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            send.close(error)
+            raise
+        publication.end_with(result)
+        return result
+
+    def _publication(self, given: Publish, producer: Any) -> _Publication:
+        partition = given.partition
+        message = Message(
+            headers=_copied(given.headers),
+            attributes=None if partition is None else {semconv.DESTINATION_PARTITION_ID: str(partition)},
+            body=given.value if isinstance(given.value, (bytes, str)) else None,
+            native=given,
+            describe=_describe_publish,
+        )
+        producer = producer if isinstance(producer, AIOKafkaProducer) else None
+        destination = _published_to(given.topic, None, producer)
+        send = self.engine.send(destination, message, owner=_OWNER)
+        if producer is not None and self._joins:
+            _join(producer._message_accumulator, "add_message", add_message)
+        return _Publication(send, message, given, producer)
+
+    def create_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``create_batch``: what is appended to it has create spans."""
+        builder = wrapped(*args, **kwargs)
+        try:
+            if builder not in _batches and isinstance(producer, AIOKafkaProducer):
+                _batches[builder] = batch = _Batch(self.engine, self._is_active, producer)
+                _join(builder, "append", batch.append)
+                _join(builder, "_serialize", batch.serialize)
+        except Exception as error:
+            guard.fault("preparing a batch of aiokafka", error)
+        return builder
+
+    async def send_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``send_batch``."""
+        if self.engine.is_sending(_OWNER):
+            return await wrapped(*args, **kwargs)
+        try:
+            send = self._send_batch(producer, *_send_batch_arguments(*args, **kwargs))
+        except TypeError:
+            return await wrapped(*args, **kwargs)  # as above
+        except Exception as error:
+            guard.fault("preparing the publish of a batch with aiokafka", error)
+            return await wrapped(*args, **kwargs)
+        send.open()
+        try:
+            future = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            send.close(error)
+            raise
+        _end_with(send, future)
+        return future
+
+    def _send_batch(self, producer: Any, builder: Any, topic: Any, partition: Any) -> Send:
+        destination = _published_to(topic, partition, producer)
+        batch = _batches.pop(builder, None)
+        created = batch.leave(builder) if batch is not None else []
+        for create in created:
+            create.close(destination)
+        messages = [Message()] * builder.record_count()
+        return self.engine.send(destination, messages, owner=_OWNER, created=created)
+
+    # The consumer's side
+
+    def iterate(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``__aiter__``, which gives the consumer itself: each loop has an iterator of its own."""
+        source = wrapped(*args, **kwargs)
+        return AsyncMessages(_LoopOf(source), lambda record: self.process(record, consumer))
+
+    async def getone(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``getone``: a pull call, which opens no scope for what follows."""
+        if _is_pulling.get():
+            return await wrapped(*args, **kwargs)
+        started_at = time.time_ns()
+        try:
+            with _pulling():
+                record = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            self._received([], consumer, started_at, error)
+            raise
+        self._received([record], consumer, started_at)
+        return record
+
+    async def getmany(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``getmany``, which gives a list for each partition."""
+        if _is_pulling.get():
+            return await wrapped(*args, **kwargs)
+        started_at = time.time_ns()
+        try:
+            with _pulling():
+                found = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            self._received([], consumer, started_at, error, batch=True)
+            raise
+        records = [record for some in found.values() for record in some]
+        self._received(records, consumer, started_at, batch=True)
+        for partition, some in found.items():
+            found[partition] = Records(some, lambda record: self.process(record, consumer))
+        return found
+
+    def _received(
+        self,
+        records: Sequence[Any],
+        consumer: Any,
+        started_at: int,
+        error: BaseException | None = None,
+        batch: bool = False,
+    ) -> None:
+        try:
+            for record in records:
+                _pulled.add(record, consumer)
+            if not self.engine.settings.receive_spans or isinstance(error, ConsumerStoppedError):
+                return
+            destination = _of_all(records, consumer)
+            receive = self.engine.receive(destination, batch=batch, started_at=started_at)
+            for record in records:
+                receive.add(_message_of(record, destination))
+            receive.open()
+            receive.close(error)
+        except Exception as fault:
+            guard.fault("tracing a pull of aiokafka", fault)
+
+    def process(
+        self, record: Any, consumer: Any = None, destination: Destination | None = None
+    ) -> Process | None:
+        if not self._is_active():
+            return None
+        if consumer is None:
+            consumer = _pulled.find(record)
+        if destination is None:
+            destination = _consumed_from(record.topic, record.partition, consumer)
+        process = self.engine.process(destination, _message_of(record, destination), owner=_OWNER)
+        if self.engine.settings.settle_spans:
+            _uncommitted.add(record, consumer, process)
+        return process
+
+    def process_batch(
+        self, records: Sequence[Any], destination: Destination | None
+    ) -> AbstractContextManager[Span]:
+        records = _without_spans(records)
+        consumer = _pulled.find(records[0]) if records else None
+        if destination is None:
+            destination = _of_all(records, consumer)
+        messages = [_message_of(record, destination) for record in records]
+        process = self.engine.process(destination, messages)
+        if self.engine.settings.settle_spans:
+            for record in records:
+                _uncommitted.add(record, consumer, process)
+        return process
+
+    async def commit(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``commit``."""
+        if not self.engine.settings.settle_spans or _is_settling.get():
+            return await wrapped(*args, **kwargs)
+        try:
+            settled = _uncommitted.of(consumer, _given(0, "offsets", args, kwargs))
+            messages = [one.message for one in settled.values()]
+            destination = _of_all(list(settled.values()), consumer)
+        except Exception as error:
+            guard.fault("preparing a commit with aiokafka", error)
+            return await wrapped(*args, **kwargs)
+        if not messages:
+            return await wrapped(*args, **kwargs)
+        with _settling(), self.engine.settle(destination, messages, operation="commit"):
+            result = await wrapped(*args, **kwargs)
+        _uncommitted.forget(consumer, settled)
+        return result
+
+
+_OWNER = "aiokafka"
+_READING = "reading a message of aiokafka"
+_HEADERS = 5  # its place among the arguments of send
+
+# The explicit API above the instrumentor, and a loop above getone, pull the very same message: that is one pull.
+_is_pulling: ContextVar[bool] = ContextVar("queueprop-aiokafka-pulling", default=False)
+_is_settling: ContextVar[bool] = ContextVar("queueprop-aiokafka-settling", default=False)
+
+
+@contextmanager
+def _pulling() -> Iterator[None]:
+    token = _is_pulling.set(True)
+    try:
+        yield
+    finally:
+        _is_pulling.reset(token)
+
+
+@contextmanager
+def _settling() -> Iterator[None]:
+    token = _is_settling.set(True)
+    try:
+        yield
+    finally:
+        _is_settling.reset(token)
+
+
+class _LoopOf(AsyncIterator[Any]):
+    """The consumer's own steps, without a receive span for each."""
+
+    def __init__(self, source: AsyncIterator[Any]) -> None:
+        self._source = source
+
+    async def __anext__(self) -> Any:
+        with _pulling():
+            return await self._source.__anext__()
+
+
+class Records(list[Any]):
+    """A partition's records, as ``getmany`` gives them: a list, but whatever iterates it first handles each record
+    inside its CONSUMER span. Once a record: what is iterated again is a list's."""
+
+    __slots__ = ("_begin", "_handled")
+
+    def __init__(self, records: Iterable[Any], begin: Callable[[Any], Process | None]) -> None:
+        super().__init__(records)
+        self._begin = begin
+        self._handled: set[int] = set()
+
+    def __iter__(self) -> Iterator[Any]:
+        return Messages(super().__iter__(), self._begin_once)
+
+    def _begin_once(self, record: Any) -> Process | None:
+        if id(record) in self._handled:
+            return None
+        self._handled.add(id(record))
+        return self._begin(record)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return list, (self[:],)  # copied and pickled as a list is
+
+
+def _without_spans(records: Iterable[Any]) -> list[Any]:
+    return records[:] if isinstance(records, Records) else list(records)
+
+
+# Publishing
+
+
+class _Publication:
+    """A ``send`` under way, for the accumulator below it."""
+
+    def __init__(self, send: Send, message: Message, given: Publish, producer: Any) -> None:
+        self.send = send
+        self._message = message
+        self._given = given
+        self._producer = producer
+
+    @property
+    def headers_of_call(self) -> Any:
+        """What ``send`` is called with. Of a producer that is not known the accumulator is not, either."""
+        if self._producer is None and self._message.headers:
+            return self._message.headers
+        return list(self._given.headers) if isinstance(self._given.headers, tuple) else self._given.headers
+
+    def headers_of_record(self, accumulator: Any, key: Any, value: Any, headers: Any) -> Any:
+        """What goes into the accumulator, with the context where there is room for it."""
+        written: Any = self._message.headers
+        if written is None or not _takes_headers(accumulator):
+            return headers
+        limit = self._producer._max_request_size
+        if DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, written) <= limit:
+            return written
+        guard.mistake(
+            f"publishing to {self._given.topic}",
+            "the message leaves no room for a trace context within max_request_size; it goes out without one",
+        )
+        return headers
+
+    def end_with(self, result: Any) -> None:
+        _end_with(self.send, result)
+
+
+_publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
+
+
+@contextmanager
+def _publishing(publication: _Publication | None) -> Iterator[None]:
+    token = _publication.set(publication)
+    try:
+        yield
+    finally:
+        _publication.reset(token)
+
+
+async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwargs: Options) -> Any:
+    """Around ``MessageAccumulator.add_message``: key and value are bytes, and the partition is chosen."""
+    publication = _publication.get()
+    if publication is None or publication._producer is None:
+        return await wrapped(*args, **kwargs)
+    try:
+        partition, key, value = (
+            _given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value"))
+        )
+        publication.send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition.partition))
+        if value is None:
+            publication.send.span.set_attribute(TOMBSTONE, True)
+        headers = publication.headers_of_record(
+            accumulator, key, value, _given(_HEADERS, "headers", args, kwargs)
+        )
+        args, kwargs = _replaced(_HEADERS, "headers", headers, args, kwargs)
+    except Exception as error:
+        guard.fault("writing the headers of a publish with aiokafka", error)
+    with _publishing(None):  # it is this message's, and of nothing further
+        return await wrapped(*args, **kwargs)
+
+
+def _end_with(send: Send, result: Any) -> None:
+    """Ends the span with the delivery; at once, where the result is it already."""
+    if not asyncio.isfuture(result):
+        _note_delivery(send, result)
+        send.close()
+        return
+    try:
+        result.add_done_callback(functools.partial(_note_future, send))
+    except Exception as error:
+        guard.fault("waiting for a delivery of aiokafka", error)
+    send.end_with(result)
+
+
+def _note_future(send: Send, future: Any) -> None:
+    # Not exception(): it would tell asyncio that somebody has seen the error.
+    if not future.cancelled() and getattr(future, "_exception", None) is None:
+        _note_delivery(send, future.result())
+
+
+def _note_delivery(send: Send, metadata: Any) -> None:
+    """What the broker answered; nothing with ``acks=0``."""
+    partition, offset = getattr(metadata, "partition", None), getattr(metadata, "offset", None)
+    if partition is not None:
+        send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
+    if offset is not None and offset >= 0 and len(send.messages) == 1:
+        send.span.set_attribute(OFFSET, offset)
+
+
+class _Batch:
+    """A ``BatchBuilder`` that is being filled."""
+
+    _pending: tuple[Message, list[Any]] | None = None
+
+    def __init__(self, engine: Engine, is_active: Callable[[], bool], producer: Any) -> None:
+        self._engine = engine
+        self._is_active = is_active
+        self._producer = producer
+        self._created: list[Create] = []
+
+    def append(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``append``: a create span, where the batch takes the message."""
+        given = kwargs.get("headers")
+        copied = _copied(given)
+        if not self._is_active() or copied is None:
+            return wrapped(*args, **kwargs)
+        try:
+            key, value, timestamp = kwargs.get("key"), kwargs.get("value"), kwargs.get("timestamp")
+            native = Publish(None, value, key, None, timestamp, given)
+            body = value if isinstance(value, (bytes, str)) else None
+            message = Message(headers=copied, body=body, native=native, describe=_describe_publish)
+            create = self._engine.create(_published_to(None, None, self._producer), message)
+            create.open()
+        except Exception as error:
+            guard.fault("preparing a message of a batch with aiokafka", error)
+            return wrapped(*args, **kwargs)
+        headers = list(given or ())
+        self._pending = message, headers
+        try:
+            metadata = wrapped(*args, **{**kwargs, "headers": headers})
+        finally:
+            self._pending = None
+        if metadata is not None:
+            self._created.append(create)
+        return metadata
+
+    def serialize(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``_serialize``, behind which the size of the message is known, and before its headers are used."""
+        key, value = wrapped(*args, **kwargs)
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None and self._has_room(key, value, pending[0].headers):
+                pending[1][:] = pending[0].headers  # type: ignore[call-overload]
+        except Exception as error:
+            guard.fault("writing the headers of a message of a batch with aiokafka", error)
+        return key, value
+
+    def _has_room(self, key: Any, value: Any, headers: Any) -> bool:
+        if not _takes_headers(self._producer._message_accumulator):
+            return False
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
+        return bool(size <= self._producer._max_request_size)
+
+    def leave(self, builder: Any) -> list[Create]:
+        """Leaves it to aiokafka, whose own sends may fill it up."""
+        for name in ("append", "_serialize"):
+            vars(builder).pop(name, None)
+        return self._created
+
+
+_batches: weakref.WeakKeyDictionary[Any, _Batch] = weakref.WeakKeyDictionary()
+
+
+def _takes_headers(accumulator: Any) -> bool:
+    """Whether the broker's version has headers. aiokafka 0.13 and newer speak to no other."""
+    return bool(getattr(accumulator, "_api_version", _HEADERS_SINCE) >= _HEADERS_SINCE)
+
+
+_HEADERS_SINCE = (0, 11)
+
+
+def _join(instance: Any, name: str, hook: Hook) -> None:
+    """Wraps a method of one object, for those who patch no classes."""
+    if name not in vars(instance):
+        setattr(instance, name, functools.partial(_joined, hook, weakref.ref(instance), name))
+
+
+def _joined(hook: Hook, reference: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
+    instance = reference()
+    return hook(getattr(type(instance), name).__get__(instance), instance, args, kwargs)
+
+
+def _copied(headers: Any) -> list[Any] | None:
+    """Headers that are ours to write to; None for what is not what aiokafka takes: it says so."""
+    if headers is None:
+        return []
+    return list(headers) if isinstance(headers, (list, tuple)) else None
+
+
+# Arguments
+
+
+def _send_arguments(
+    topic: Any,
+    value: Any = None,
+    key: Any = None,
+    partition: Any = None,
+    timestamp_ms: Any = None,
+    headers: Any = None,
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    return topic, value, key, partition, timestamp_ms, headers
+
+
+def _send_batch_arguments(batch: Any, topic: Any, *, partition: Any) -> tuple[Any, Any, Any]:
+    return batch, topic, partition
+
+
+def _given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
+def _replaced(
+    index: int, name: str, value: Any, args: Arguments, kwargs: Options
+) -> tuple[Arguments, Options]:
+    if len(args) > index:
+        return (*args[:index], value, *args[index + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+# Messages
+
+
+def _message_of(record: Any, destination: Destination) -> Message:
+    attributes: dict[str, AttributeValue] = {OFFSET: record.offset}
+    if destination.partition_id is None:
+        attributes[semconv.DESTINATION_PARTITION_ID] = str(record.partition)
+    timestamp = record.timestamp
+    return Message(
+        headers=record.headers,
+        body=record.value if isinstance(record.value, (bytes, str)) else None,
+        sent_at=timestamp / 1000 if isinstance(timestamp, int) and timestamp >= 0 else None,
+        attributes=attributes,
+        native=record,
+        describe=_describe_record,
+    )
+
+
+def _describe_record(record: Any) -> Mapping[str, AttributeValue]:
+    attributes = _describe_key(record.key)
+    # By its size: a deserializer may make something of nothing.
+    if record.serialized_value_size == -1:
+        attributes[TOMBSTONE] = True
+    return attributes
+
+
+def _describe_publish(given: Publish) -> Mapping[str, AttributeValue]:
+    return _describe_key(given.key)
+
+
+def _describe_key(key: Any) -> dict[str, AttributeValue]:
+    """The key as text, where there is one way to write it."""
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        try:
+            key = bytes(key).decode()
+        except ValueError:
+            return {}
+    return {KEY: str(key)} if isinstance(key, (str, int, UUID)) else {}
+
+
+class _Pulled:
+    """Which consumer a record is from: the record itself does not know. (It has no hash.)"""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+
+    def add(self, record: Any, consumer: Any) -> None:
+        key, found = id(record), self._found
+        found[key] = (weakref.ref(record, lambda _: found.pop(key, None)), weakref.ref(consumer))
+
+    def find(self, record: Any) -> Any:
+        found = self._found.get(id(record))
+        return found[1]() if found is not None and found[0]() is record else None
+
+
+_pulled = _Pulled()
+
+
+class _Uncommitted(NamedTuple):
+    """The last record of a partition that was handled, for its commit: without its body, which may be large."""
+
+    topic: str
+    partition: int
+    offset: int
+    headers: Any
+    process: Process | ProcessBatch
+
+    @property
+    def message(self) -> Message:
+        message = Message(headers=self.headers, attributes={OFFSET: self.offset})
+        message.process_context = self._process_context
+        return message
+
+    @property
+    def _process_context(self) -> Context | None:
+        process = self.process
+        if not process.span.get_span_context().is_valid:
+            return None
+        inside = (
+            process.message.process_context if isinstance(process, Process) else None
+        )  # until it is closed
+        return set_span_in_context(process.span, Context()) if inside is None else inside
+
+
+class _Uncommitteds:
+    """What was handled and not committed yet, by consumer and partition. Kept only where commits are traced."""
+
+    def __init__(self) -> None:
+        self._consumers: weakref.WeakKeyDictionary[Any, dict[Any, _Uncommitted]] = weakref.WeakKeyDictionary()
+
+    def add(self, record: Any, consumer: Any, process: Process | ProcessBatch) -> None:
+        if consumer is None:
+            if isinstance(process, Process):
+                _loose.add(process)
+            return
+        handled = self._consumers.setdefault(consumer, {})
+        partition = TopicPartition(record.topic, record.partition)
+        handled.pop(partition, None)  # the latest comes last
+        handled[partition] = _Uncommitted(
+            record.topic, record.partition, record.offset, record.headers, process
+        )
+
+    def of(self, consumer: Any, offsets: Any) -> dict[Any, _Uncommitted]:
+        """What a commit is about: these partitions, or all that the consumer still has."""
+        handled = self._consumers.get(consumer) or _in_hand()
+        partitions = offsets if isinstance(offsets, Mapping) else consumer.assignment()
+        return {partition: one for partition, one in handled.items() if partition in partitions}
+
+    def forget(self, consumer: Any, committed: Mapping[Any, _Uncommitted]) -> None:
+        handled = self._consumers.get(consumer, {})
+        for partition, one in committed.items():
+            if handled.get(partition) is one:
+                del handled[partition]
+
+
+_uncommitted = _Uncommitteds()
+
+# What is handled with no consumer known: a record of the explicit API. It can be committed while it is in hand.
+_loose: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _in_hand() -> dict[Any, _Uncommitted]:
+    scope = current_scope(get_current())
+    if not isinstance(scope, Process) or scope not in _loose or scope.closed:
+        return {}
+    record = scope.message.native
+    partition = TopicPartition(record.topic, record.partition)
+    return {partition: _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope)}
+
+
+# Destinations
+
+
+def _published_to(topic: Any, partition: Any, producer: Any) -> Destination:
+    return _destination(_name(topic), _text_of(partition), None, *_told(getattr(producer, "client", None)))
+
+
+def _consumed_from(topic: Any, partition: Any, consumer: Any) -> Destination:
+    client = getattr(consumer, "_client", None)
+    return _destination(
+        _name(topic), _text_of(partition), getattr(consumer, "_group_id", None), *_told(client)
+    )
+
+
+def _of_all(records: Sequence[Any], consumer: Any) -> Destination:
+    """Where they are all from: what differs between them is left out."""
+    topics = {record.topic for record in records}
+    partitions = {(record.topic, record.partition) for record in records}
+    return _consumed_from(
+        topics.pop() if len(topics) == 1 else None,
+        partitions.pop()[1] if len(partitions) == 1 else None,
+        consumer,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _destination(
+    topic: str | None,
+    partition: str | None,
+    group: str | None,
+    client_id: str | None,
+    address: str | None,
+    port: int | None,
+) -> Destination:
+    return Destination(
+        SYSTEM,
+        topic,
+        partition_id=partition,
+        consumer_group=group,
+        client_id=client_id,
+        server_address=address,
+        server_port=port,
+    )
+
+
+def _told(client: Any) -> tuple[str | None, str | None, int | None]:
+    """The client's id, and host and port of the first server that it was told."""
+    servers = getattr(client, "_bootstrap_servers", None)
+    first = servers if isinstance(servers, str) or not servers else next(iter(servers))
+    return (getattr(client, "_client_id", None), *_address(_name(first) or ""))
+
+
+@functools.lru_cache(maxsize=256)
+def _address(server: str) -> tuple[str | None, int | None]:
+    server = server.split(",")[0].strip().rpartition("://")[2]
+    host, separator, port = server.rpartition(":")
+    if not separator or not port.isdecimal():
+        return server or None, None
+    return host.strip("[]"), int(port)
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _text_of(partition: Any) -> str | None:
+    return None if partition is None else str(partition)
