@@ -1,0 +1,1128 @@
+"""The aiokafka adapter without a broker: aiokafka's own producers and consumers, with nobody at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import gc
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+pytest.importorskip("aiokafka")
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.record.memory_records import MemoryRecords
+from opentelemetry import baggage
+from opentelemetry.context import get_current
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span
+
+from queueprop import Destination, Message, Settings, guard
+from queueprop.adapter import MissingExtra
+from queueprop.adapters import aiokafka as adapter
+from queueprop.spans import engine_for
+from queueprop.testing import CapturedSpans
+
+TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
+TRACEPARENT = f"00-{TRACE_ID:032x}-b7ad6b7169203331-01".encode()
+SETTLED = Settings(settle_spans=True)
+ORDERS = TopicPartition("orders", 0)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+class Producer:
+    """A producer whose topics have three partitions, and the broker that it never reaches."""
+
+    def __init__(self, **options: Any) -> None:
+        producer = AIOKafkaProducer(bootstrap_servers="kafka.example:9092", client_id="shop", **options)
+        producer._closed = True  # nothing is to be closed, and it is not to complain
+        producer.client._wait_on_metadata = self._wait
+        producer._metadata = SimpleNamespace(
+            partitions_for_topic=lambda topic: {0, 1, 2},
+            available_partitions_for_topic=lambda topic: {0, 1, 2},
+        )
+        if hasattr(producer.client, "_api_version"):  # aiokafka before 0.13 asks the broker
+            producer.client._api_version = (0, 11)
+            producer._message_accumulator.set_api_version((0, 11))
+            producer._producer_magic = 1
+        self.it = producer
+
+    async def _wait(self, topic: str) -> None:
+        await asyncio.sleep(0)
+
+    @property
+    def batches(self) -> list[Any]:
+        return [batch for some in self.it._message_accumulator._batches.values() for batch in some]
+
+    async def delivers(self, offset: int = 7) -> None:
+        for batch in self.batches:
+            batch.done(offset, -1)
+        await self._settled()
+
+    async def acknowledges_nothing(self) -> None:
+        for batch in self.batches:
+            batch.done_noack()
+        await self._settled()
+
+    async def fails(self, error: Exception) -> None:
+        for batch in self.batches:
+            batch.failure(error)
+        await self._settled()
+
+    async def _settled(self) -> None:
+        for _ in range(2):  # a batch's future has another one around it
+            await asyncio.sleep(0)
+
+    def sent(self) -> list[Any]:
+        """What is on the wire, as records."""
+        found = []
+        for batch in self.batches:
+            records = MemoryRecords(bytes(batch.get_data_buffer()))
+            while records.has_next():
+                found.extend(records.next_batch())
+        return found
+
+    def headers(self) -> list[dict[str, bytes]]:
+        for record in self.sent():
+            names = [name for name, _ in record.headers]
+            assert len(names) == len(set(names))
+        return [dict(record.headers) for record in self.sent()]
+
+
+class Consumer:
+    """A consumer and what its broker has for it."""
+
+    def __init__(self, *records: Any, group: str | None = "billing") -> None:
+        self.records = list(records)
+        self.committed: list[Any] = []
+        self.error: BaseException | None = None
+        consumer = AIOKafkaConsumer(
+            "orders", bootstrap_servers=["kafka.example:9092"], client_id="till", group_id=group
+        )
+        consumer._closed = None  # it never complains
+        consumer._coordinator = SimpleNamespace(check_errors=lambda: None, commit_offsets=self._commit)
+        consumer._fetcher = SimpleNamespace(next_record=self._next, fetched_records=self._many)
+        self.it = consumer
+
+    def assign(self, *partitions: TopicPartition) -> None:
+        self.it._subscription.assign_from_subscribed(partitions or {ORDERS})
+
+    async def _next(self, partitions: Any) -> Any:
+        await asyncio.sleep(0)
+        assert not get_current_span().get_span_context().is_valid  # nothing is current while it waits
+        if self.error is not None:
+            raise self.error
+        if not self.records:
+            raise ConsumerStoppedError
+        return self.records.pop(0)
+
+    async def _many(self, partitions: Any, timeout: Any, max_records: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        records, self.records = self.records, []
+        found: dict[Any, list[Any]] = {}
+        for record in records:
+            found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
+        return found
+
+    async def _commit(self, assignment: Any, offsets: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.committed.append(offsets)
+
+
+def record(offset: int = 7, *, headers: Any = (("traceparent", TRACEPARENT),), **given: Any) -> Any:
+    values = {
+        "topic": "orders",
+        "partition": 0,
+        "timestamp": 1_700_000_000_000,
+        "timestamp_type": 0,
+        "key": b"k",
+        "value": b"hello",
+        "checksum": None,
+        "serialized_key_size": 1,
+        "serialized_value_size": 5,
+    }
+    return ConsumerRecord(offset=offset, headers=headers, **{**values, **given})
+
+
+def current() -> SpanContext:
+    return get_current_span().get_span_context()
+
+
+def only(spans: CapturedSpans, kind: SpanKind | None = None) -> Any:
+    [span] = [span for span in spans if kind is None or span.kind is kind]
+    return span
+
+
+@pytest.fixture
+def instrumentor() -> Iterator[adapter.AIOKafkaInstrumentor]:
+    instrumentor = adapter.AIOKafkaInstrumentor()
+    instrumentor.instrument()
+    yield instrumentor
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+
+
+@pytest.fixture(params=["explicit", "instrumented"])
+def api(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Both APIs, by the same words."""
+    plain = SimpleNamespace(
+        publish=lambda call: call,
+        create=lambda call: call,
+        get=lambda call: call,
+        loop=lambda consumer: consumer,
+    )
+    if request.param == "explicit":
+        yield SimpleNamespace(
+            publish=adapter.traced_publish,
+            create=adapter.traced_create_batch,
+            get=adapter.traced_get,
+            loop=adapter.traced_messages,
+        )
+        return
+    instrumentor = adapter.AIOKafkaInstrumentor()
+    instrumentor.instrument()
+    yield plain
+    instrumentor.uninstrument()
+
+
+class TestSend:
+    @in_loop
+    async def test_the_context_is_in_the_headers(self, captured_spans: Any, api: Any) -> None:
+        """One PRODUCER span, which the message's traceparent names; key, partition and offset are on it."""
+        producer = Producer()
+        future = await api.publish(producer.it.send)("orders", b"hello", key=b"k", partition=2)
+        assert not captured_spans
+        assert not current().is_valid
+        [headers] = producer.headers()
+        await producer.delivers(41)
+        assert (await future).offset == 41
+        span = only(captured_spans)
+        assert (span.name, span.kind, span.status.status_code) == (
+            "publish orders",
+            SpanKind.PRODUCER,
+            StatusCode.UNSET,
+        )
+        context = span.get_span_context()
+        assert set(headers) == {"traceparent"}
+        assert f"-{context.trace_id:032x}-{context.span_id:016x}-".encode() in headers["traceparent"]
+        assert span.attributes == {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "publish",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": "orders",
+            "messaging.destination.partition.id": "2",
+            "messaging.client.id": "shop",
+            "messaging.kafka.message.key": "k",
+            "messaging.kafka.offset": 41,
+            "server.address": "kafka.example",
+            "server.port": 9092,
+        }
+
+    @in_loop
+    async def test_the_span_ends_when_the_broker_answers(self, captured_spans: Any, api: Any) -> None:
+        """``send_and_wait`` gives what it gives alone; the span has ended by then."""
+        producer = Producer()
+        sending = asyncio.ensure_future(api.publish(producer.it.send_and_wait)("orders", b"hello"))
+        while not producer.batches:
+            await asyncio.sleep(0)
+        assert not captured_spans
+        await producer.delivers()
+        metadata = await sending
+        span = only(captured_spans)
+        assert span.attributes["messaging.kafka.offset"] == metadata.offset == 7
+
+    @in_loop
+    async def test_a_failed_delivery_is_an_error(self, captured_spans: Any, api: Any) -> None:
+        """The future's error is the span's, and the very same for the caller."""
+        producer = Producer()
+        future = await api.publish(producer.it.send)("orders", b"hello")
+        await producer.fails(KafkaTimeoutError("nobody there"))
+        with pytest.raises(KafkaTimeoutError) as raised:
+            await future
+        span = only(captured_spans)
+        assert raised.value is future.exception()
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == "aiokafka.errors.KafkaTimeoutError"
+
+    @in_loop
+    async def test_an_error_that_nobody_fetches_is_still_told(self, api: Any) -> None:
+        """asyncio says "exception was never retrieved" as it does without us."""
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        producer = Producer()
+        future = await api.publish(producer.it.send)("orders", b"hello")
+        await producer.fails(KafkaTimeoutError())
+        producer.it._message_accumulator._batches.clear()
+        del future
+        gc.collect()
+        assert "never retrieved" in told[0]["message"]
+
+    @in_loop
+    async def test_a_cancelled_future(self, captured_spans: Any, api: Any) -> None:
+        """Whoever gives up the wait for a delivery does not know of it: the span ends with that."""
+        producer = Producer()
+        future = await api.publish(producer.it.send)("orders", b"hello")
+        future.cancel()
+        await asyncio.sleep(0)
+        assert only(captured_spans).attributes["error.type"] == "asyncio.exceptions.CancelledError"
+
+    @in_loop
+    async def test_what_send_itself_raises(self, captured_spans: Any, api: Any) -> None:
+        """A message that is too large as it is: the same error, on the span, too."""
+        producer = Producer(max_request_size=100)
+        with pytest.raises(MessageSizeTooLargeError):
+            await api.publish(producer.it.send)("orders", b"x" * 200)
+        assert only(captured_spans).status.status_code is StatusCode.ERROR
+        assert not current().is_valid
+
+    @in_loop
+    async def test_without_acks(self, captured_spans: Any, api: Any) -> None:
+        """The broker answers nothing: the span has the partition that was chosen, and no offset."""
+        producer = Producer(acks=0)
+        future = await api.publish(producer.it.send)("orders", b"hello", partition=1)
+        await producer.acknowledges_nothing()
+        await future
+        attributes = only(captured_spans).attributes
+        assert attributes["messaging.destination.partition.id"] == "1"
+        assert "messaging.kafka.offset" not in attributes
+
+    @in_loop
+    async def test_the_partition_is_the_one_written_to(self, captured_spans: Any, api: Any) -> None:
+        """The partitioner, whose choice may be random, is asked once, and the span says what it chose."""
+        asked: list[Any] = []
+
+        def choose(key: Any, every: Any, available: Any) -> int:
+            asked.append(key)
+            return 3 - len(asked)
+
+        producer = Producer(partitioner=choose)
+        future = await api.publish(producer.it.send)("orders", b"hello")
+        await producer.delivers()
+        await future
+        assert len(asked) == 1
+        assert only(captured_spans).attributes["messaging.destination.partition.id"] == "2"
+        assert (await future).partition == 2
+
+    @in_loop
+    async def test_serializers_run_once(self, captured_spans: Any, api: Any) -> None:
+        """Once each a message, with what the caller gave; the span's key is the caller's."""
+        given: list[Any] = []
+
+        def serialize(it: Any) -> bytes:
+            given.append(it)
+            return repr(it).encode()
+
+        producer = Producer(key_serializer=serialize, value_serializer=serialize)
+        future = await api.publish(producer.it.send)("orders", {"id": 1}, 17)
+        await producer.delivers()
+        await future
+        assert given == [17, {"id": 1}]
+        assert only(captured_spans).attributes["messaging.kafka.message.key"] == "17"
+
+    @in_loop
+    async def test_a_reused_list_carries_each_context_once(self, captured_spans: Any, api: Any) -> None:
+        """The caller's list stays as it is, and each message has its own context alone."""
+        producer = Producer()
+        headers = [("tenant", b"a")]
+        for _ in range(2):
+            await api.publish(producer.it.send)("orders", b"hello", partition=0, headers=headers)
+        assert headers == [("tenant", b"a")]
+        first, second = producer.headers()
+        assert first["tenant"] == second["tenant"] == b"a"
+        assert first["traceparent"] != second["traceparent"]
+
+    @in_loop
+    async def test_a_stale_context_is_dropped(self, captured_spans: Any, api: Any) -> None:
+        """Of a record that is forwarded with the headers it came with, the new context goes out, alone."""
+        producer = Producer()
+        stale = [("Traceparent", TRACEPARENT), ("tracestate", b"a=1"), ("tenant", b"a")]
+        await api.publish(producer.it.send)("orders", b"hello", headers=stale)
+        [headers] = producer.headers()
+        assert set(headers) == {"tenant", "traceparent"}
+        assert headers["traceparent"] != TRACEPARENT
+
+    @in_loop
+    async def test_tuples_of_headers_go_out(self, captured_spans: Any, api: Any) -> None:
+        """As a record has them: all of them, and the context."""
+        producer = Producer()
+        await api.publish(producer.it.send)("orders", b"hello", headers=(("tenant", b"a"),))
+        [headers] = producer.headers()
+        assert set(headers) == {"tenant", "traceparent"}
+
+    @in_loop
+    async def test_headers_that_aiokafka_does_not_take(self, captured_spans: Any, api: Any) -> None:
+        """aiokafka says so, as it does alone."""
+        producer = Producer()
+        with pytest.raises((TypeError, ValueError)):
+            await api.publish(producer.it.send)("orders", b"hello", headers={"tenant": b"a"})
+        assert only(captured_spans).status.status_code is StatusCode.ERROR
+
+    @in_loop
+    async def test_no_room_for_a_context(
+        self, captured_spans: Any, api: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where it alone would exceed ``max_request_size``, the message goes out without it, as the caller had it."""
+        guard._logged.clear()
+        producer = Producer(max_request_size=250)
+        await api.publish(producer.it.send)("orders", b"x" * 120, partition=0, headers=[("tenant", b"a")])
+        await api.publish(producer.it.send)("orders", b"x", partition=0)
+        assert [set(headers) for headers in producer.headers()] == [{"tenant"}, {"traceparent"}]
+        assert ["no room" in message for message in caplog.messages] == [True]
+
+    @in_loop
+    async def test_a_broker_without_headers(self, captured_spans: Any, api: Any) -> None:
+        """Before Kafka 0.11 no message has any: it goes out as it is."""
+        producer = Producer()
+        producer.it._message_accumulator._api_version = (0, 10)
+        await api.publish(producer.it.send)("orders", b"hello")
+        assert all(not getattr(one, "headers", None) for one in producer.sent())
+
+    @in_loop
+    async def test_tombstones(self, captured_spans: Any, api: Any) -> None:
+        """A message without a value is one, by what goes out; a null key is no key."""
+        producer = Producer(value_serializer=lambda value: value)
+        future = await api.publish(producer.it.send)("orders", None, b"\xff")
+        await producer.delivers()
+        await future
+        attributes = only(captured_spans).attributes
+        assert attributes["messaging.kafka.message.tombstone"] is True
+        assert "messaging.kafka.message.key" not in attributes
+
+    @in_loop
+    async def test_wrong_arguments(self, captured_spans: Any, api: Any) -> None:
+        """aiokafka's own TypeError, and no span."""
+        producer = Producer()
+        with pytest.raises(TypeError):
+            await api.publish(producer.it.send)()
+        with pytest.raises(TypeError):
+            await api.publish(producer.it.send_batch)()
+        assert not captured_spans
+
+    @in_loop
+    async def test_suppressed(self, captured_spans: Any, api: Any) -> None:
+        """No span, no header, and the message goes out."""
+        producer = Producer()
+        with suppress_instrumentation():
+            future = await api.publish(producer.it.send)("orders", b"hello")
+        assert producer.headers() == [{}]
+        await producer.delivers()
+        await future
+        assert not captured_spans
+
+    @in_loop
+    async def test_both_apis_make_one_span(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """A wrapped call of an instrumented producer: one span, one context."""
+        producer = Producer()
+        future = await adapter.traced_publish(producer.it.send)("orders", b"hello")
+        [headers] = producer.headers()
+        await producer.delivers()
+        await future
+        assert f"{only(captured_spans).context.span_id:016x}".encode() in headers["traceparent"]
+
+    @in_loop
+    async def test_a_partial_and_a_function_around_send(self, captured_spans: Any) -> None:
+        """Both carry the context, though of the function nobody knows the producer."""
+        producer = Producer()
+        await adapter.traced_publish(functools.partial(producer.it.send, "orders", partition=0))(b"hello")
+
+        async def send(topic: str, value: bytes, *, headers: Any = None) -> Any:
+            return await producer.it.send(topic, value, partition=0, headers=headers)
+
+        await adapter.traced_publish(send)("orders", b"hello")
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}] * 2
+
+    @in_loop
+    async def test_the_hook(self, captured_spans: Any) -> None:
+        """It is given the call's arguments, before the serializers."""
+        seen: list[Any] = []
+        settings = Settings(publish_hook=lambda span, message: seen.append(message))
+        producer = Producer(value_serializer=lambda value: b"x")
+        await adapter.traced_publish(producer.it.send, settings=settings)("orders", 5, timestamp_ms=9)
+        assert seen == [adapter.Publish("orders", 5, None, None, 9, None)]
+
+
+class TestBatches:
+    @in_loop
+    async def test_every_message_has_a_context_of_its_own(self, captured_spans: Any, api: Any) -> None:
+        """A create span a message, and a CLIENT span for the batch that links to them."""
+        producer = Producer(value_serializer=lambda value: value.encode())
+        batch = api.create(producer.it.create_batch)()
+        headers = [("tenant", b"a"), ("traceparent", TRACEPARENT)]
+        assert batch.append(timestamp=None, key=b"1", value="a", headers=headers) is not None
+        assert batch.append(timestamp=None, key=b"2", value="b") is not None
+        future = await api.publish(producer.it.send_batch)(batch, "orders", partition=1)
+        [first, second] = producer.headers()
+        await producer.delivers(20)
+        await future
+        one, two, send = captured_spans
+        assert [span.name for span in captured_spans] == ["create orders", "create orders", "publish orders"]
+        assert [span.kind for span in captured_spans] == [
+            SpanKind.PRODUCER,
+            SpanKind.PRODUCER,
+            SpanKind.CLIENT,
+        ]
+        assert [link.context.span_id for link in send.links] == [one.context.span_id, two.context.span_id]
+        assert set(first) == {"tenant", "traceparent"}
+        assert f"{one.context.span_id:016x}".encode() in first["traceparent"]
+        assert f"{two.context.span_id:016x}".encode() in second["traceparent"]
+        assert headers == [("tenant", b"a"), ("traceparent", TRACEPARENT)]
+        assert one.attributes["messaging.kafka.message.key"] == "1"
+        assert one.attributes["messaging.destination.partition.id"] == "1"
+        assert send.attributes["messaging.batch.message_count"] == 2
+        assert "messaging.kafka.offset" not in send.attributes
+
+    @in_loop
+    async def test_a_message_that_the_batch_does_not_take(self, captured_spans: Any, api: Any) -> None:
+        """A full batch and a closed one answer None, as they do alone: no span, and the rest is sent."""
+        producer = Producer(max_batch_size=400)
+        batch = api.create(producer.it.create_batch)()
+        assert batch.append(timestamp=None, key=None, value=b"x" * 200) is not None
+        assert batch.append(timestamp=None, key=None, value=b"x" * 200) is None
+        batch.close()
+        assert batch.append(timestamp=None, key=None, value=b"x") is None
+        future = await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        await producer.delivers()
+        await future
+        assert [span.name for span in captured_spans] == ["create orders", "publish orders"]
+
+    @in_loop
+    async def test_a_failed_delivery(self, captured_spans: Any, api: Any) -> None:
+        """It is an error of the batch's span."""
+        producer = Producer()
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        future = await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        await producer.fails(KafkaTimeoutError())
+        with pytest.raises(KafkaTimeoutError):
+            await future
+        await asyncio.sleep(0)
+        assert captured_spans[-1].status.status_code is StatusCode.ERROR
+
+    @in_loop
+    async def test_what_send_batch_raises(self, captured_spans: Any, api: Any) -> None:
+        """The same error, on the span, too."""
+        producer = Producer()
+        producer.it._message_accumulator._exception = KafkaTimeoutError()
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        with pytest.raises(KafkaTimeoutError):
+            await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        assert captured_spans[-1].status.status_code is StatusCode.ERROR
+
+    @in_loop
+    async def test_a_batch_that_was_made_untraced(self, captured_spans: Any) -> None:
+        """Its messages carry no context: the batch's span says how many there are."""
+        producer = Producer()
+        batch = producer.it.create_batch()
+        batch.append(timestamp=None, key=None, value=b"x")
+        future = await adapter.traced_publish(producer.it.send_batch)(batch, "orders", partition=0)
+        await producer.delivers()
+        await future
+        span = only(captured_spans)
+        assert (span.attributes["messaging.batch.message_count"], span.links) == (1, ())
+
+    @in_loop
+    async def test_an_open_batch_is_filled_up_by_sends(self, captured_spans: Any, api: Any) -> None:
+        """What ``send`` adds to it afterwards has its one span of its own."""
+        producer = Producer()
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"a")
+        await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        await api.publish(producer.it.send)("orders", b"b", partition=0)
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}] * 2
+        await producer.delivers()
+        assert sorted(span.name for span in captured_spans) == [
+            "create orders",
+            "publish orders",
+            "publish orders",
+        ]
+
+    @in_loop
+    async def test_no_room_and_no_headers(self, captured_spans: Any, api: Any) -> None:
+        """As with ``send``: the message goes in as the caller gave it."""
+        producer = Producer(max_request_size=150)
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x" * 60)
+        producer.it._message_accumulator._api_version = (0, 10)
+        batch.append(timestamp=None, key=None, value=b"x")
+        await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        assert producer.headers() == [{}, {}]
+
+    @in_loop
+    async def test_odd_headers_are_aiokafkas_to_refuse(self, captured_spans: Any, api: Any) -> None:
+        """Its own error, and no span."""
+        batch = api.create(Producer().it.create_batch)()
+        with pytest.raises((TypeError, ValueError)):
+            batch.append(timestamp=None, key=None, value=b"x", headers={"a": b"1"})
+        assert not captured_spans
+
+    @in_loop
+    async def test_a_serializer_that_raises(self, captured_spans: Any, api: Any) -> None:
+        """Its error is the caller's; nothing is in the batch, and the next message is as any other."""
+        producer = Producer(value_serializer=lambda value: value.encode())
+        batch = api.create(producer.it.create_batch)()
+        with pytest.raises(AttributeError):
+            batch.append(timestamp=None, key=None, value=5)
+        batch.append(timestamp=None, key=None, value="x")
+        await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}]
+
+    @in_loop
+    async def test_both_apis_make_one_span(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """One create span a message, one send span."""
+        producer = Producer()
+        batch = adapter.traced_create_batch(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        await adapter.traced_publish(producer.it.send_batch)(batch, "orders", partition=0)
+        await producer.delivers()
+        assert [span.name for span in captured_spans] == ["create orders", "publish orders"]
+        instrumentor.uninstrument()
+        late = producer.it.create_batch()
+        assert "append" not in vars(late)
+
+    @in_loop
+    async def test_a_batch_that_outlives_the_instrumentor(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """What is appended after ``uninstrument`` is left as it is."""
+        producer = Producer()
+        batch = producer.it.create_batch()
+        instrumentor.uninstrument()
+        batch.append(timestamp=None, key=None, value=b"x")
+        await producer.it.send_batch(batch, "orders", partition=0)
+        assert producer.headers() == [{}]
+
+
+class TestLoop:
+    @in_loop
+    async def test_the_body_runs_inside_the_span(self, captured_spans: Any, api: Any) -> None:
+        """Each record's body, with its baggage; nothing is current while the loop waits, nor after it."""
+        baggage_header = ("baggage", b"tenant=a")
+        consumer = Consumer(record(7, headers=(("traceparent", TRACEPARENT), baggage_header)), record(8))
+        before = get_current()
+        seen = []
+        async for one in api.loop(consumer.it):
+            seen.append((one.offset, current().trace_id, baggage.get_baggage("tenant")))
+        assert seen == [(7, TRACE_ID, "a"), (8, TRACE_ID, None)]
+        assert get_current() is before
+        span, _ = captured_spans
+        assert (span.name, span.kind) == ("process orders", SpanKind.CONSUMER)
+        assert (span.parent.span_id, span.links[0].context.trace_id) == (0xB7AD6B7169203331, TRACE_ID)
+        waited = span.attributes["queueprop.message.queue_time"]
+        assert span.attributes == {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": "orders",
+            "messaging.destination.partition.id": "0",
+            "messaging.consumer.group.name": "billing",
+            "messaging.client.id": "till",
+            "messaging.kafka.message.key": "k",
+            "messaging.kafka.offset": 7,
+            "queueprop.message.queue_time": waited,
+            "server.address": "kafka.example",
+            "server.port": 9092,
+        }
+
+    @in_loop
+    async def test_it_ends_however_the_loop_does(self, captured_spans: Any, api: Any) -> None:
+        """``break``, ``return``, an exception, a cancel: the span ends there, and nothing is current."""
+        consumer = Consumer(*(record(offset) for offset in range(4)))
+
+        async def breaks() -> None:
+            async for _ in api.loop(consumer.it):
+                break
+            assert not current().is_valid
+
+        async def returns() -> int:
+            async for one in api.loop(consumer.it):
+                return int(one.offset)
+            return -1
+
+        async def raises() -> None:
+            async for _ in api.loop(consumer.it):
+                raise ValueError("theirs")
+
+        async def hangs() -> None:
+            async for _ in api.loop(consumer.it):
+                await asyncio.Event().wait()
+
+        await breaks()
+        assert await returns() == 1
+        with pytest.raises(ValueError, match="theirs"):
+            await raises()
+        hanging = asyncio.ensure_future(hangs())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        del hanging
+        gc.collect()
+        assert len(captured_spans) == 4
+        assert not current().is_valid
+
+    @in_loop
+    async def test_loops_make_no_receive_spans(self, captured_spans: Any, api: Any) -> None:
+        """Their getone is their own."""
+        async for _ in api.loop(Consumer(record()).it):
+            pass
+        assert not captured_spans.kind(SpanKind.CLIENT)
+
+    @in_loop
+    async def test_both_apis_make_one_span(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """A traced loop over an instrumented consumer, and ``traced_message`` inside it."""
+        async for one in adapter.traced_messages(Consumer(record()).it):
+            with adapter.traced_message(one):
+                assert current().trace_id == TRACE_ID
+        assert len(captured_spans) == 1
+
+    @in_loop
+    async def test_a_closed_consumer_says_so(self, instrumentor: adapter.AIOKafkaInstrumentor) -> None:
+        """At the loop's start, as it does alone."""
+        consumer = Consumer()
+        consumer.it._closed = True
+        with pytest.raises(ConsumerStoppedError):
+            aiter(consumer.it)
+
+    @in_loop
+    async def test_a_loop_that_outlives_the_instrumentor(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """It falls silent, and goes on."""
+        offsets = []
+        async for one in Consumer(record(1), record(2)).it:
+            offsets.append(one.offset)
+            instrumentor.uninstrument()
+        assert (offsets, len(captured_spans)) == ([1, 2], 1)
+
+
+class TestPulling:
+    @in_loop
+    async def test_getone_gives_a_plain_record(self, captured_spans: Any, api: Any) -> None:
+        """A receive span that links to its producer; its handling knows the consumer's group."""
+        given = record()
+        found = await api.get(Consumer(given).it.getone)()
+        assert found is given
+        assert not current().is_valid
+        with adapter.traced_message(found):
+            assert current().trace_id == TRACE_ID
+        receive, _ = captured_spans
+        assert (receive.name, receive.kind) == ("poll orders", SpanKind.CLIENT)
+        assert receive.links[0].context.trace_id == TRACE_ID
+        assert receive.attributes["messaging.kafka.offset"] == 7
+        assert "messaging.batch.message_count" not in receive.attributes
+
+    @in_loop
+    async def test_the_group_is_known_while_the_consumer_is(self, captured_spans: Any, api: Any) -> None:
+        """A record that was pulled knows its consumer, which it does not keep alive."""
+        consumer = Consumer(record())
+        found = await api.get(consumer.it.getone)()
+        with adapter.traced_message(found):
+            pass
+        assert captured_spans[-1].attributes["messaging.consumer.group.name"] == "billing"
+        with adapter.traced_message(copy.copy(found)):
+            pass
+        assert "messaging.consumer.group.name" not in captured_spans[-1].attributes
+
+    @in_loop
+    async def test_empty_polls_and_stops_make_no_span(self, captured_spans: Any, api: Any) -> None:
+        """Nor does a consumer that is stopped while it waits; any other error is on one."""
+        consumer = Consumer()
+        assert await api.get(consumer.it.getmany)() == {}
+        with pytest.raises(ConsumerStoppedError):
+            await api.get(consumer.it.getone)()
+        assert not captured_spans
+        consumer.error = KafkaTimeoutError()
+        for pull in (consumer.it.getone, consumer.it.getmany):
+            with pytest.raises(KafkaTimeoutError):
+                await api.get(pull)()
+        assert [span.status.status_code for span in captured_spans] == [StatusCode.ERROR] * 2
+
+    @in_loop
+    async def test_receive_spans_can_be_switched_off(self, captured_spans: Any) -> None:
+        """The records still know their consumer."""
+        consumer = Consumer(record())
+        found = await adapter.traced_get(consumer.it.getone, settings=Settings(receive_spans=False))()
+        with adapter.traced_message(found):
+            pass
+        assert only(captured_spans).attributes["messaging.consumer.group.name"] == "billing"
+
+    @in_loop
+    async def test_getmany_gives_lists(self, captured_spans: Any, api: Any) -> None:
+        """A dict of lists, equal to aiokafka's own; one receive span for all of them, after the fact."""
+        records = [record(1), record(2), record(3, partition=1)]
+        found = await api.get(Consumer(*records).it.getmany)(timeout_ms=5)
+        assert found == {ORDERS: records[:2], TopicPartition("orders", 1): records[2:]}
+        span = only(captured_spans)
+        assert (span.name, len(span.links)) == ("poll orders", 3)
+        assert span.attributes["messaging.batch.message_count"] == 3
+        assert "messaging.destination.partition.id" not in span.attributes
+        assert span.links[2].attributes["messaging.destination.partition.id"] == "1"
+
+    @in_loop
+    async def test_iterating_what_getmany_gave(self, captured_spans: Any, api: Any) -> None:
+        """The first iteration handles each record inside its span: once a record, whatever is iterated again."""
+        found = await api.get(Consumer(record(1), record(2), record(3)).it.getmany)()
+        records = found[ORDERS]
+        for _ in records:
+            assert current().trace_id == TRACE_ID
+            break
+        for _ in records:
+            pass
+        for _ in records:
+            assert not current().is_valid
+        offsets = [
+            span.attributes["messaging.kafka.offset"] for span in captured_spans.kind(SpanKind.CONSUMER)
+        ]
+        assert offsets == [1, 2, 3]
+
+    @in_loop
+    async def test_its_lists_are_lists_in_all_else(self, captured_spans: Any, api: Any) -> None:
+        """Length, index, slice, equality, copies and pickles: no span, and plain lists come out."""
+        plain = [record(1), record(2)]
+        records = (await api.get(Consumer(*plain).it.getmany)())[ORDERS]
+        assert isinstance(records, list)
+        assert (len(records), records[0], records[1:], records[:]) == (2, plain[0], plain[1:], plain)
+        assert records == plain
+        for other in (
+            records.copy(),
+            copy.copy(records),
+            copy.deepcopy(records),
+            pickle.loads(pickle.dumps(records)),
+        ):
+            assert type(other) is list
+            assert other == plain
+        assert not captured_spans.kind(SpanKind.CONSUMER)
+
+    @in_loop
+    async def test_traced_messages_and_batches_of_a_list(self, captured_spans: Any, api: Any) -> None:
+        """Each explicit word makes its one span a record, or a batch, whatever list it is given."""
+        records = (await api.get(Consumer(record(1), record(2)).it.getmany)())[ORDERS]
+        with adapter.traced_batch(records):
+            assert current().trace_id == TRACE_ID
+        [batch] = captured_spans.kind(SpanKind.CONSUMER)
+        assert (batch.name, len(batch.links)) == ("process orders", 2)
+        assert batch.attributes["messaging.consumer.group.name"] == "billing"
+        for _ in adapter.traced_messages(records):
+            pass
+        assert len(captured_spans.kind(SpanKind.CONSUMER)) == 3
+
+
+class TestHandlers:
+    def test_traced_consumer(self, captured_spans: Any) -> None:
+        """A handler, sync or async, with its record anywhere among its arguments."""
+
+        @adapter.traced_consumer
+        def handle(prefix: str, one: Any) -> Any:
+            return prefix, one.offset, current().trace_id
+
+        @adapter.traced_consumer(destination=Destination("kafka", "elsewhere"))
+        async def handle_later(*, one: Any) -> Any:
+            return current().trace_id
+
+        assert handle("a", record()) == ("a", 7, TRACE_ID)
+        assert asyncio.run(handle_later(one=record())) == TRACE_ID
+        assert [span.name for span in captured_spans] == ["process orders", "process elsewhere"]
+        assert handle("b", SimpleNamespace(offset=1)) == ("b", 1, 0)
+        assert len(captured_spans) == 2
+
+    def test_an_error_of_the_handler(self, captured_spans: Any) -> None:
+        """It is on the span, and the same for the caller."""
+        error = ValueError("broken")
+        with pytest.raises(ValueError, match="broken") as raised, adapter.traced_message(record()):
+            raise error
+        assert raised.value is error
+        assert only(captured_spans).attributes["error.type"] == "ValueError"
+
+    def test_a_traceparent_that_is_no_utf8(self, captured_spans: Any) -> None:
+        """The record is handled, in a trace of its own."""
+        with adapter.traced_message(record(headers=(("traceparent", b"\xff\xfe"), ("x", None)))):
+            pass
+        assert only(captured_spans).parent is None
+
+    def test_more_than_one_traceparent(self, captured_spans: Any) -> None:
+        """No producer of ours writes that: a new trace, and neither of the two."""
+        with adapter.traced_message(record(headers=(("traceparent", TRACEPARENT),) * 2)):
+            pass
+        assert only(captured_spans).parent is None
+
+    @pytest.mark.parametrize(
+        ("key", "text"),
+        [
+            (b"k", "k"),
+            ("k", "k"),
+            (5, "5"),
+            (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+            (b"\xff", None),
+            (None, None),
+            ({"id": 1}, None),
+        ],
+    )
+    def test_keys(self, captured_spans: Any, key: Any, text: str | None) -> None:
+        """As text, where there is one way to write them."""
+        with adapter.traced_message(record(key=key)):
+            pass
+        assert only(captured_spans).attributes.get("messaging.kafka.message.key") == text
+
+    def test_tombstones(self, captured_spans: Any) -> None:
+        """By what was on the wire, whatever the deserializer made of it; a time that is missing is none."""
+        with adapter.traced_message(record(value={}, serialized_value_size=-1, timestamp=-1)):
+            pass
+        attributes = only(captured_spans).attributes
+        assert attributes["messaging.kafka.message.tombstone"] is True
+        assert "queueprop.message.queue_time" not in attributes
+
+    def test_a_batch_of_several_topics(self, captured_spans: Any) -> None:
+        """What differs is on the links; an empty batch has no span."""
+        with adapter.traced_batch([record(1), record(2, topic="refunds", partition=4)]):
+            pass
+        span = only(captured_spans)
+        assert (span.name, len(span.links)) == ("process", 2)
+        with adapter.traced_batch([]):
+            pass
+        assert len(captured_spans) == 1
+
+    def test_a_replayed_record(self, captured_spans: Any) -> None:
+        """The same origin, a new span."""
+        for _ in range(2):
+            with adapter.traced_message(record()):
+                pass
+        assert {span.context.trace_id for span in captured_spans} == {TRACE_ID}
+        assert len({span.context.span_id for span in captured_spans}) == 2
+
+
+class TestCommit:
+    @in_loop
+    async def test_a_commit_is_a_child_of_the_process_span(self, captured_spans: Any) -> None:
+        """``commit orders``, inside the loop and behind it, with settle spans asked for."""
+        consumer = Consumer(record(1), record(2))
+        consumer.assign()
+        commit = adapter.traced_settle(consumer.it.commit, settings=SETTLED)
+        async for one in adapter.traced_messages(consumer.it, settings=SETTLED):
+            if one.offset == 1:
+                await commit({ORDERS: 2})
+        await commit({ORDERS: 3})
+        await commit({ORDERS: 3})
+        processes = [span.context.span_id for span in captured_spans.kind(SpanKind.CONSUMER)]
+        commits = captured_spans.named("commit orders")
+        assert [span.parent.span_id for span in commits] == processes
+        assert commits[0].kind is SpanKind.CLIENT
+        assert commits[0].attributes["messaging.operation.type"] == "settle"
+        assert len(consumer.committed) == 3
+
+    @in_loop
+    async def test_all_partitions_at_once(self, captured_spans: Any) -> None:
+        """A commit without offsets: the child of the last record, with a link to each other partition's."""
+        consumer = Consumer()
+        consumer.assign(ORDERS, TopicPartition("orders", 1))
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        instrumentor.instrument(settings=SETTLED)
+        try:
+            consumer.records = [record(1), record(2, partition=1), record(3, partition=9)]
+            for records in (await consumer.it.getmany()).values():
+                for _ in records:
+                    pass
+            await adapter.traced_settle(consumer.it.commit, settings=SETTLED)()
+        finally:
+            instrumentor.uninstrument()
+        span = captured_spans.named("commit orders")[0]
+        assert len(captured_spans.named("commit orders")) == 1
+        assert span.attributes["messaging.batch.message_count"] == 2
+        assert len(span.links) == 1
+
+    @in_loop
+    async def test_a_commit_that_fails(self, captured_spans: Any) -> None:
+        """Its error is on the span; the next attempt has a span of its own."""
+        consumer = Consumer(record())
+        consumer.assign()
+        commit = adapter.traced_settle(consumer.it.commit, settings=SETTLED)
+        async for _ in adapter.traced_messages(consumer.it, settings=SETTLED):
+            pass
+        consumer.error = KafkaTimeoutError()
+        with pytest.raises(KafkaTimeoutError):
+            await commit()
+        consumer.error = None
+        await commit()
+        assert [span.status.status_code for span in captured_spans.named("commit orders")] == [
+            StatusCode.ERROR,
+            StatusCode.UNSET,
+        ]
+
+    @in_loop
+    async def test_a_record_in_hand(self, captured_spans: Any) -> None:
+        """Where nobody told of its consumer, it is the one that is being handled; a batch is not."""
+        consumer = Consumer()
+        consumer.assign()
+        commit = adapter.traced_settle(consumer.it.commit, settings=SETTLED)
+        with adapter.traced_message(record(), settings=SETTLED):
+            await commit({ORDERS: 8})
+        with adapter.traced_batch([record()], settings=SETTLED):
+            await commit({ORDERS: 8})
+        assert len(captured_spans.named("commit orders")) == 1
+
+    @in_loop
+    async def test_batches_are_committed(self, captured_spans: Any) -> None:
+        """The commit of a batch of a known consumer is a child of the batch's span."""
+        consumer = Consumer(record(1), record(2))
+        consumer.assign()
+        records = (await adapter.traced_get(consumer.it.getmany, settings=SETTLED)())[ORDERS]
+        with adapter.traced_batch(records, settings=SETTLED):
+            pass
+        await adapter.traced_settle(consumer.it.commit, settings=SETTLED)()
+        [batch] = captured_spans.kind(SpanKind.CONSUMER)
+        assert captured_spans.named("commit orders")[0].parent.span_id == batch.context.span_id
+
+    @in_loop
+    async def test_without_settle_spans(self, captured_spans: Any, api: Any) -> None:
+        """By default there is none; nor of a suppressed record."""
+        consumer = Consumer(record())
+        consumer.assign()
+        async for _ in api.loop(consumer.it):
+            await adapter.traced_settle(consumer.it.commit)()
+        with suppress_instrumentation(), adapter.traced_message(record(), settings=SETTLED):
+            pass
+        assert len(captured_spans) == 1
+
+
+class TestInstrumentor:
+    def test_uninstrument_restores(self) -> None:
+        """The very functions that were there, and as often as one likes."""
+        names = {
+            AIOKafkaProducer: ("send", "create_batch", "send_batch"),
+            AIOKafkaConsumer: ("__aiter__", "getone", "getmany", "commit"),
+        }
+        before = {(owner, name): vars(owner)[name] for owner, some in names.items() for name in some}
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        for _ in range(2):
+            instrumentor.instrument()
+            instrumentor.instrument()
+            assert all(vars(owner)[name] is not before[owner, name] for owner, name in before)
+            instrumentor.uninstrument()
+            assert all(vars(owner)[name] is before[owner, name] for owner, name in before)
+        assert instrumentor.instrumentation_dependencies() == ("aiokafka >= 0.11",)
+
+    def test_without_aiokafka(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One line that says what to install."""
+        monkeypatch.setitem(sys.modules, "aiokafka", None)
+        monkeypatch.delitem(sys.modules, "queueprop.adapters.aiokafka")
+        with pytest.raises(MissingExtra, match=r"queueprop\[aiokafka\]"):
+            importlib.import_module("queueprop.adapters.aiokafka")
+
+    def test_a_module_that_aiokafka_misses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """That is another fault, and said as it is."""
+        monkeypatch.setitem(sys.modules, "aiokafka.errors", None)
+        monkeypatch.delitem(sys.modules, "queueprop.adapters.aiokafka")
+        with pytest.raises(ModuleNotFoundError) as raised:
+            importlib.import_module("queueprop.adapters.aiokafka")
+        assert not isinstance(raised.value, MissingExtra)
+
+
+@pytest.mark.parametrize(
+    ("servers", "told"),
+    [
+        ("kafka.example:9092", ("kafka.example", 9092)),
+        (["a:1", "b:2"], ("a", 1)),
+        ("a:1,b:2", ("a", 1)),
+        ("[::1]:9092", ("::1", 9092)),
+        ("SSL://a:1", ("a", 1)),
+        ("a", ("a", None)),
+        ([], (None, None)),
+    ],
+)
+def test_servers(servers: Any, told: Any) -> None:
+    """Host and port of the first server, as the client was told it."""
+    assert adapter._told(SimpleNamespace(_bootstrap_servers=servers, _client_id="x")) == ("x", *told)
+
+
+class TestFaults:
+    """A fault of ours is logged, and the user's call goes on."""
+
+    @pytest.fixture(autouse=True)
+    def _logged(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", set())
+
+    @staticmethod
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("ours")
+
+    @in_loop
+    async def test_of_a_send(
+        self, api: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Wherever it happens, the message goes out."""
+        producer = Producer()
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "_published_to", self.broken)
+            await api.publish(producer.it.send)("orders", b"hello", partition=0)
+            batch = api.create(producer.it.create_batch)()
+            batch.append(timestamp=None, key=None, value=b"x")
+            await api.publish(producer.it.send_batch)(batch, "refunds", partition=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "_takes_headers", self.broken)
+            await api.publish(producer.it.send)("orders", b"hello", partition=0)
+            batch = api.create(producer.it.create_batch)()
+            batch.append(timestamp=None, key=None, value=b"x")
+            await api.publish(producer.it.send_batch)(batch, "returns", partition=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "_Batch", self.broken)
+            api.create(producer.it.create_batch)()
+        assert [not headers for headers in producer.headers()] == [True] * 4
+        assert len(caplog.messages) == 6
+
+    @in_loop
+    async def test_of_a_future(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A future that takes no callbacks: the span ends at once."""
+        send = engine_for().send(Destination("kafka", "orders"), Message())
+        send.open()
+
+        class Odd:
+            _asyncio_future_blocking = False
+
+            def add_done_callback(self, callback: Any) -> None:
+                raise RuntimeError("ours")
+
+        adapter._end_with(send, Odd())
+        assert send.closed
+        assert len(caplog.messages) == 2
+
+    @in_loop
+    async def test_of_a_pull_and_a_commit(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The record is there, and committed."""
+        consumer = Consumer(record())
+        consumer.assign()
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter, "_of_all", self.broken)
+            assert (await adapter.traced_get(consumer.it.getone)()).offset == 7
+            await adapter.traced_settle(consumer.it.commit, settings=SETTLED)({ORDERS: 8})
+        assert len(consumer.committed) == 1
+        assert len(caplog.messages) == 2
