@@ -365,9 +365,10 @@ class TestSend:
     async def test_tuples_of_headers_go_out(self, captured_spans: Any, api: Any) -> None:
         """As a record has them: all of them, and the context."""
         producer = Producer()
-        await api.publish(producer.it.send)("orders", b"hello", headers=(("tenant", b"a"),))
-        [headers] = producer.headers()
-        assert set(headers) == {"tenant", "traceparent"}
+        send = api.publish(producer.it.send)
+        await send("orders", b"hello", partition=0, headers=(("tenant", b"a"),))
+        await send("orders", b"hello", None, 0, None, (("tenant", b"a"),))
+        assert [set(headers) for headers in producer.headers()] == [{"tenant", "traceparent"}] * 2
 
     @in_loop
     async def test_headers_that_aiokafka_does_not_take(self, captured_spans: Any, api: Any) -> None:
@@ -834,6 +835,17 @@ class TestPulling:
             pass
         assert len(captured_spans.kind(SpanKind.CONSUMER)) == 3
 
+    @in_loop
+    async def test_both_apis_make_one_span(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """A wrapped pull of an instrumented consumer: one receive span, and one for each record."""
+        found = await adapter.traced_get(Consumer(record()).it.getmany)()
+        await adapter.traced_get(Consumer(record()).it.getone)()
+        for _ in found[ORDERS]:
+            pass
+        assert [span.name for span in captured_spans] == ["poll orders", "poll orders", "process orders"]
+
 
 class TestHandlers:
     def test_traced_consumer(self, captured_spans: Any) -> None:
@@ -908,6 +920,9 @@ class TestHandlers:
         with adapter.traced_batch([]):
             pass
         assert len(captured_spans) == 1
+        with adapter.traced_batch([record()], Destination("kafka", "elsewhere")):
+            pass
+        assert captured_spans[-1].name == "process elsewhere"
 
     def test_a_replayed_record(self, captured_spans: Any) -> None:
         """The same origin, a new span."""
@@ -1001,14 +1016,23 @@ class TestCommit:
 
     @in_loop
     async def test_without_settle_spans(self, captured_spans: Any, api: Any) -> None:
-        """By default there is none; nor of a suppressed record."""
+        """By default there is none."""
         consumer = Consumer(record())
         consumer.assign()
         async for _ in api.loop(consumer.it):
             await adapter.traced_settle(consumer.it.commit)()
-        with suppress_instrumentation(), adapter.traced_message(record(), settings=SETTLED):
-            pass
         assert len(captured_spans) == 1
+
+    @in_loop
+    async def test_a_record_that_was_handled_untraced(self, captured_spans: Any) -> None:
+        """Its commit is in its producer's trace."""
+        consumer = Consumer(record())
+        consumer.assign()
+        with suppress_instrumentation():
+            async for _ in adapter.traced_messages(consumer.it, settings=SETTLED):
+                pass
+        await adapter.traced_settle(consumer.it.commit, settings=SETTLED)()
+        assert only(captured_spans).context.trace_id == TRACE_ID
 
 
 class TestInstrumentor:
