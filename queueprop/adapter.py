@@ -23,6 +23,7 @@ from queueprop.spans import Engine, engine_for
 
 # library -> its instrumentor; what the entry points say, for queueprop.instrument()
 ADAPTERS = {
+    "aiokafka": "queueprop.adapters.aiokafka:AIOKafkaInstrumentor",
     "dramatiq": "queueprop.adapters.dramatiq:DramatiqInstrumentor",
     "kombu": "queueprop.adapters.kombu:KombuInstrumentor",
     "pika": "queueprop.adapters.pika:PikaInstrumentor",
