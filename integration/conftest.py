@@ -10,6 +10,7 @@ import pytest
 from . import matrix
 from .brokers import (
     CHOICES,
+    KAFKA,
     RABBITMQ,
     REDIS,
     SERVICES,
@@ -67,6 +68,18 @@ def rabbitmq_url(rabbitmq_broker: Broker) -> str:
 def private_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Broker]:
     """A RabbitMQ that tests may stop and start; each leaves it running. (A first start takes eight seconds.)"""
     yield from _serve(pytestconfig, RABBITMQ, private=True)
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """The session's Kafka; not to be stopped."""
+    yield from _serve(pytestconfig, KAFKA)
+
+
+@pytest.fixture(scope="session")
+def private_kafka(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """A Kafka that tests may stop and start; each leaves it running."""
+    yield from _serve(pytestconfig, KAFKA, private=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

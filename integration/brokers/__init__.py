@@ -9,14 +9,16 @@ Nothing is ever installed here.
 """
 
 from .broker import Broker, BrokerError, Unavailable
+from .kafka import KAFKA
 from .ladder import CHOICES, SERVICES, Service, find, in_ci
 from .rabbitmq import RABBITMQ
 from .redis import REDIS
 
-SERVICES.extend([REDIS, RABBITMQ])
+SERVICES.extend([REDIS, RABBITMQ, KAFKA])
 
 __all__ = [
     "CHOICES",
+    "KAFKA",
     "RABBITMQ",
     "REDIS",
     "SERVICES",
