@@ -1,0 +1,607 @@
+"""aiokafka on a live Kafka, or on librdkafka's mock cluster: every way to consume, through both APIs.
+
+Each verb runs in an event loop of its thread. Consumers are assigned their partition by hand, so that none waits for a
+group to gather; what a group has committed counts all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, ClassVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from integration.brokers.kafka import addresses
+from integration.contract.actions import Delivery, Handler, run, run_async
+from integration.contract.driver import (
+    Api,
+    Column,
+    Counts,
+    Driver,
+    Failing,
+    Need,
+    Refusal,
+    WireMessage,
+    split_headers,
+)
+from integration.contract.telemetry import DEADLINE, tell_library_error
+from queueprop import Settings
+from queueprop.adapters import aiokafka as adapter
+
+_CLIENT = "contract"
+
+
+class AIOKafkaDriver(Driver):
+    """``async for``, ``getone`` and ``getmany``; a record that is handled is committed."""
+
+    library = "aiokafka"
+    system = "kafka"
+    broker = "kafka"
+    wire_type = bytes
+    packages = frozenset({"aiokafka"})
+    ways: ClassVar[Sequence[str]] = ("send_and_wait", "send")
+    batch_ways = ("send_batch",)
+    refusals: ClassVar[Sequence[Refusal]] = (
+        Refusal("committed"),
+        Refusal("requeue", 2),
+        Refusal("left uncommitted"),
+    )
+    styles: ClassVar[Sequence[str]] = ("async for", "getone", "getmany")
+
+    @classmethod
+    def columns(cls) -> Sequence[Column]:
+        return [
+            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
+        ]
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        lacks: dict[Need, str] = {
+            "delay": "Kafka has no delays",
+            "retry": "Kafka has no retries: a consumer seeks back",
+            "worker processes": "aiokafka starts no processes",
+        }
+        if column.style != "getmany":
+            lacks["batch receive"] = "one record at a time"
+        if column.api == "explicit":
+            lacks["instrumentor"] = "explicit API: nothing is patched"
+        return lacks
+
+    @classmethod
+    def exits(cls, style: str) -> Sequence[str]:
+        ways = ("break", "return", "exception")
+        return (*ways, "cancel") if style == "async for" else ways
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        return style != "async for"
+
+    @classmethod
+    def at_once(cls, style: str) -> int:
+        return 8 if style == "async for" else 100
+
+    @classmethod
+    def many(cls, column: Column) -> int:
+        return 1_000
+
+    @classmethod
+    def remarks(cls, column: Column) -> Mapping[int, str]:
+        remarks = {15: f"{cls.many(column):,} messages on one thread"}
+        if column.style == "getone":
+            return remarks
+        told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
+        return {**remarks, 9: told, 11: told, 25: told}
+
+    def __init__(self, style: str, api: Api, url: str | None = None) -> None:
+        super().__init__(style, api, url)
+        self._settings: Settings | None = None
+        self._refusals: dict[str, str] = {}
+        self._threads: dict[int, _Thread] = {}
+        self._pending: list[asyncio.Future[Any]] = []
+        self._producer_class: Any = AIOKafkaProducer
+        self._consumer_class: Any = AIOKafkaConsumer
+
+    # Life
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with self._untraced():
+            for thread in self._threads.values():
+                thread.close()
+        self._threads = {}
+
+    def reconnect(self) -> None:
+        self.close()
+
+    @contextmanager
+    def tracing(self, settings: Settings) -> Iterator[None]:
+        self._settings = settings
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        if self.api == "instrumentor":
+            instrumentor.instrument(settings=settings)
+        try:
+            yield
+        finally:
+            self._settings = None
+            if instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.uninstrument()
+
+    @property
+    def _servers(self) -> str:
+        return addresses(self.url or "")
+
+    @property
+    def _thread(self) -> _Thread:
+        """Event loops, and so producers, are for one thread."""
+        number = threading.get_ident()
+        if number not in self._threads:
+            self._threads[number] = _Thread(self._producer_class, self._servers)
+        return self._threads[number]
+
+    def _run(self, verb: Coroutine[Any, Any, Any]) -> Any:
+        return self._thread.run(verb)
+
+    # Publishing
+
+    def publish(
+        self,
+        body: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        way: str | None = None,
+        delay: float | None = None,
+        refusal: str | None = None,
+        retries: int = 0,
+    ) -> None:
+        self._refusals[body] = refusal or "committed"
+        self._run(self._send(self.queue, body, _pairs(headers), way))
+
+    def publish_with(self, body: str, container: object) -> None:
+        self._run(self._send(self.queue, body, container))
+
+    async def _send(self, topic: str, body: Any, headers: Any = None, way: str | None = None) -> None:
+        producer = await self._thread.producer()
+        if way == "send":
+            await (await self._traced(producer.send)(topic, body.encode(), partition=0, headers=headers))
+        else:
+            await self._traced(producer.send_and_wait)(topic, body.encode(), partition=0, headers=headers)
+
+    def publish_batch(self, bodies: Sequence[str], *, way: str) -> None:
+        async def send() -> None:
+            producer = await self._thread.producer()
+            create = producer.create_batch
+            if self._is_explicit:
+                create = adapter.traced_create_batch(create, settings=self._settings)
+            batch = create()
+            for body in bodies:
+                assert batch.append(timestamp=None, key=None, value=body.encode()) is not None
+            await (await self._traced(producer.send_batch)(batch, self.queue, partition=0))
+            await asyncio.sleep(0)  # the future around the batch's own
+
+        self._run(send())
+
+    @classmethod
+    def containers(cls) -> Mapping[str, Callable[[], object]]:
+        stale = [("Traceparent", b"stale"), ("tracestate", b"a=1"), ("tenant", b"a")]
+        return {
+            "None": lambda: None,
+            "an empty list": list,
+            "a list": lambda: [("tenant", b"a"), ("tenant", b"b"), ("none", None)],
+            "a forwarded list": lambda: list(stale),
+        }
+
+    def failing(self) -> Sequence[Failing]:
+        async def too_large() -> None:
+            producer = await self._thread.producer()
+            await self._traced(producer.send)(self.queue, b"x" * 2_000_000)
+
+        async def no_such_partition() -> None:
+            producer = await self._thread.producer()
+            await self._traced(producer.send)(self.queue, b"x", partition=99)
+
+        async def nothing_to_send() -> None:
+            producer = await self._thread.producer()
+            await self._traced(producer.send)(self.queue)
+
+        async def no_bytes() -> None:
+            producer = await self._thread.producer()
+            await self._traced(producer.send)(self.queue, "text")
+
+        async def stopped() -> None:
+            producer = self._thread.make()
+            await producer.start()
+            await producer.stop()
+            await self._traced(producer.send)(self.queue, b"x", partition=0)
+
+        ways = {
+            "too large": too_large,
+            "no such partition": no_such_partition,
+            "neither key nor value": nothing_to_send,
+            "no bytes": no_bytes,
+            "the producer is stopped": stopped,
+        }
+        return [Failing(name, lambda way=way: self._run(way())) for name, way in ways.items()]  # type: ignore[misc]
+
+    def plant(
+        self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
+    ) -> None:
+        with self._untraced():
+            self._run(self._send_plainly(body, [*(_pairs(headers) or ()), *(_pairs(fields) or ())]))
+
+    async def _send_plainly(self, body: str, headers: Any) -> None:
+        producer = await self._thread.producer()
+        await producer.send_and_wait(self.queue, body.encode(), partition=0, headers=headers)
+
+    @classmethod
+    def junk_carriers(cls) -> Sequence[object]:
+        return (None,)  # Kafka has a list there, or nothing
+
+    def plant_junk(self, body: str, junk: object) -> None:
+        self.plant(body, {})
+
+    @classmethod
+    def can_plant(cls, value: object) -> bool:
+        # Bytes or nothing, and no more than a request takes.
+        return value is None or (isinstance(value, (str, bytes)) and len(value) < 900_000)
+
+    def kept_publish(self) -> Callable[[str], object]:
+        send = self._run(self._thread.producer()).send_and_wait
+        return lambda body: self._run(send(self.queue, body.encode(), partition=0))
+
+    def _traced(self, publish: Any) -> Any:
+        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+
+    # Consuming
+
+    def consume(self, handler: Handler, count: int = 1) -> None:
+        self._run(self._consume(handler, count))
+
+    def consume_killed(self, handler: Handler) -> None:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                asyncio.events._set_running_loop(None)
+                asyncio.run(self._consume(handler, 1))
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        self.consume(handler)
+
+    def consume_concurrently(self, handler: Handler, count: int) -> None:
+        self._run(
+            self._consume_loops(handler, count) if self.style == "async for" else self._tasks(handler, count)
+        )
+
+    async def _consume_loops(self, handler: Handler, count: int) -> None:
+        """Several consumers in one event loop, each with a record of its own."""
+
+        async def consume(offset: int) -> None:
+            async with self._consuming(offset) as consumer:
+                async for record in self._loop(consumer):
+                    await run_async(handler, self._delivery(record))
+                    break
+
+        await asyncio.gather(*map(consume, range(count)))
+
+    async def _tasks(self, handler: Handler, count: int) -> None:
+        """A task for each record."""
+
+        async def handle(record: Any) -> None:
+            with self._explicitly(lambda: adapter.traced_message(record, settings=self._settings)):
+                await run_async(handler, self._delivery(record))
+
+        async with self._consuming() as consumer:
+            records = [await self._pull(consumer) for _ in range(count)]
+            await asyncio.gather(*map(handle, records))
+
+    def consume_batch(self, handler: Handler, count: int) -> None:
+        async def consume() -> None:
+            async with self._consuming() as consumer:
+                records: list[Any] = []
+                while len(records) < count:
+                    found = await self._getmany(consumer, count)
+                    records += [record for some in found.values() for record in some[:]]
+                with self._explicitly(lambda: adapter.traced_batch(records, settings=self._settings)):
+                    for record in records:
+                        run(handler, self._delivery(record))
+                await self._commit(consumer, records[-1])
+
+        self._run(consume())
+
+    async def _consume(self, handler: Handler, count: int) -> None:
+        handled = 0
+        async with self._consuming() as consumer:
+            while handled < count:
+                handled += await self._consume_some(consumer, handler, count - handled)
+
+    async def _consume_some(self, consumer: Any, handler: Handler, count: int) -> int:
+        """Handles no more than that many records, and none behind one that is to come again. How many it were."""
+        handled = 0
+        if self.style == "getone":
+            await self._handle(consumer, await self._pull(consumer), handler)
+            return 1
+        if self.style == "getmany":
+            for some in (await self._getmany(consumer, count)).values():
+                for record in some:
+                    handled += 1
+                    if await self._handle(consumer, record, handler):
+                        break
+            return handled
+        async for record in self._loop(consumer):
+            handled += 1
+            if await self._handle(consumer, record, handler) or handled == count:
+                break
+        return handled
+
+    async def _handle(self, consumer: Any, record: Any, handler: Handler) -> bool:
+        """One record: a loop has its span already, but not the errors of its body. Whether it comes again."""
+        try:
+            if self.style != "getone" and handler.action != "fail":
+                scope: AbstractContextManager[Any] = contextlib.nullcontext()
+            else:
+                scope = self._explicitly(lambda: adapter.traced_message(record, settings=self._settings))
+            with scope:
+                run(handler, self._delivery(record))
+                await self._settle_pending()
+        except Exception as error:
+            return await self._refuse(consumer, record, error)
+        await self._commit(consumer, record)
+        return False
+
+    async def _refuse(self, consumer: Any, record: Any, error: Exception) -> bool:
+        """What a user does about an exception of the body of a loop."""
+        tell_library_error(error)
+        body = record.value.decode()
+        refusal = self._refusals[body]
+        if refusal == "requeue":
+            self._refusals[body] = "committed"
+            consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
+            return True
+        if refusal == "committed":
+            await self._commit(consumer, record)
+        return False
+
+    async def _commit(self, consumer: Any, record: Any) -> None:
+        commit = consumer.commit
+        if self._is_explicit:
+            commit = adapter.traced_settle(commit, settings=self._settings)
+        await commit({TopicPartition(record.topic, record.partition): record.offset + 1})
+
+    def _loop(self, consumer: Any) -> Any:
+        return adapter.traced_messages(consumer, settings=self._settings) if self._is_explicit else consumer
+
+    async def _pull(self, consumer: Any) -> Any:
+        if self.style == "getmany":
+            while True:
+                for some in (await self._getmany(consumer, 1)).values():
+                    return some[0]
+        get = consumer.getone
+        if self._is_explicit:
+            get = adapter.traced_get(get, settings=self._settings)
+        return await get()
+
+    async def _getmany(self, consumer: Any, count: int) -> Any:
+        get = consumer.getmany
+        if self._is_explicit:
+            get = adapter.traced_get(get, settings=self._settings)
+        return await get(timeout_ms=1_000, max_records=count)
+
+    @asynccontextmanager
+    async def _consuming(self, offset: int | None = None) -> AsyncIterator[Any]:
+        consumer = self._consumer_class(
+            bootstrap_servers=self._servers,
+            client_id=_CLIENT,
+            group_id=self.queue,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        partition = TopicPartition(self.queue, 0)
+        await consumer.start()
+        try:
+            consumer.assign([partition])
+            if offset is not None:
+                consumer.seek(partition, offset)
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    def _delivery(self, record: Any) -> Delivery:
+        def publish(body: str, headers: Any = None) -> None:
+            pairs = None if headers is None else list(headers)
+            self._pending.append(asyncio.ensure_future(self._send(self.other_queue, body, pairs)))
+
+        return Delivery(record.value.decode(), record.headers, publish)
+
+    async def _settle_pending(self) -> None:
+        while self._pending:
+            await self._pending.pop(0)
+
+    def leave(self, how: str, handler: Handler) -> None:
+        async def leave() -> None:
+            async with self._consuming() as consumer:
+                if how == "cancel":
+                    await self._leave_cancelled(consumer, handler)
+                    return
+                with contextlib.suppress(_LeftError):
+                    await self._leave_loop(how, consumer, handler)
+
+        self._run(leave())
+
+    async def _leave_loop(self, how: str, consumer: Any, handler: Handler) -> None:
+        if self.style == "async for":
+            async for record in self._loop(consumer):
+                run(handler, self._delivery(record))
+                if how == "break":
+                    break
+                if how == "return":
+                    return
+                raise _LeftError
+            return
+        record = await self._pull(consumer)
+        with self._explicitly(lambda: adapter.traced_message(record, settings=self._settings)):
+            run(handler, self._delivery(record))
+            if how == "exception":
+                raise _LeftError
+
+    async def _leave_cancelled(self, consumer: Any, handler: Handler) -> None:
+        begun = asyncio.Event()
+
+        async def hang() -> None:
+            async for record in self._loop(consumer):
+                run(handler, self._delivery(record))
+                begun.set()
+                await asyncio.sleep(DEADLINE)
+
+        task = asyncio.ensure_future(hang())
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    @property
+    def _is_explicit(self) -> bool:
+        return self.api == "explicit" and self._settings is not None
+
+    def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """What the user of a pull call writes, also where the instrumentor is on."""
+        on = self._is_explicit or (self.api == "instrumentor" and adapter.AIOKafkaInstrumentor().is_active)
+        return scope() if on else contextlib.nullcontext()
+
+    # What a plain client sees
+
+    def wire(self, queue: str | None = None) -> list[WireMessage]:
+        with self._untraced():
+            records = self._run(self._waiting(queue or self.queue))
+        return [WireMessage(it.value.decode(), *split_headers(it.headers)) for it in records]
+
+    def counts(self) -> Counts:
+        with self._untraced():
+            return Counts(len(self._run(self._waiting(self.queue))))
+
+    async def _waiting(self, topic: str) -> list[Any]:
+        """What the group has not committed yet."""
+        partition = TopicPartition(topic, 0)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._servers, group_id=self.queue, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign([partition])
+            begin = await consumer.committed(partition) or 0
+            end = (await consumer.end_offsets([partition]))[partition]
+            if begin == end:
+                return []
+            consumer.seek(partition, begin)
+            return [await consumer.getone() for _ in range(end - begin)]
+        finally:
+            await consumer.stop()
+
+    # The instrumentor
+
+    @classmethod
+    def instrumentor(cls) -> adapter.AIOKafkaInstrumentor:
+        return adapter.AIOKafkaInstrumentor()
+
+    @contextmanager
+    def subclassed(self) -> Iterator[None]:
+        class Producer(AIOKafkaProducer):  # type: ignore[misc]
+            async def send(self, *args: Any, **kwargs: Any) -> Any:
+                return await super().send(*args, **kwargs)
+
+        class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+            async def getone(self, *args: Any) -> Any:
+                return await super().getone(*args)
+
+        self.close()
+        self._producer_class, self._consumer_class = Producer, Consumer
+        try:
+            yield
+        finally:
+            self.close()
+            self._producer_class, self._consumer_class = AIOKafkaProducer, AIOKafkaConsumer
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """A client without queueprop, in a process where the instrumentor is on."""
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        installed, instrumentor._installed = instrumentor._installed, False
+        try:
+            yield
+        finally:
+            instrumentor._installed = installed
+
+    # What is expected
+
+    @property
+    def settle_name(self) -> str:
+        return f"commit {self.queue}"
+
+    def send_attributes(self) -> dict[str, Any]:
+        return self._attributes("publish", "send")
+
+    def process_attributes(self) -> dict[str, Any]:
+        return {
+            **self._attributes("process", "process"),
+            "messaging.consumer.group.name": self.queue,
+            "queueprop.message.queue_time": float,
+        }
+
+    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
+        host, _, port = self._servers.split(",")[0].rpartition(":")
+        return {
+            "messaging.system": self.system,
+            "messaging.operation.name": name,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": self.queue,
+            "messaging.destination.partition.id": "0",
+            "messaging.client.id": _CLIENT,
+            "messaging.kafka.offset": int,
+            "server.address": host,
+            "server.port": int(port),
+        }
+
+
+class _LeftError(Exception):
+    """A loop's body raises it to leave."""
+
+
+class _Thread:
+    """An event loop, and its producer once there is one."""
+
+    def __init__(self, producer_class: Any, servers: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._producer_class = producer_class
+        self._servers = servers
+        self._producer: Any = None
+
+    def run(self, verb: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(verb)
+
+    def make(self) -> Any:
+        return self._producer_class(bootstrap_servers=self._servers, client_id=_CLIENT)
+
+    async def producer(self) -> Any:
+        if self._producer is None:
+            producer = self.make()
+            await producer.start()
+            self._producer = producer
+        return self._producer
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self.run(self._producer.stop())
+        self._loop.close()
+
+
+def _pairs(fields: Mapping[str, Any] | None) -> list[tuple[str, Any]] | None:
+    if fields is None:
+        return None
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in fields.items()]
