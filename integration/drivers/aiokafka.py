@@ -218,6 +218,7 @@ class AIOKafkaDriver(Driver):
         async def stopped() -> None:
             producer = self._thread.make()
             await producer.start()
+            await producer.partitions_for(self.queue)  # else it would wait for them
             await producer.stop()
             await self._traced(producer.send)(self.queue, b"x", partition=0)
 
