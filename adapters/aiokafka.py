@@ -19,8 +19,17 @@ import functools
 import inspect
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 from uuid import UUID
@@ -29,7 +38,7 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, semconv
+from queueprop import guard, headers, semconv
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
@@ -52,6 +61,7 @@ except ModuleNotFoundError as error:
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 SYSTEM = "kafka"
 KEY = "messaging.kafka.message.key"
@@ -202,12 +212,15 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
-    """Wraps a consumer's ``commit``: ``commit = traced_settle(consumer.commit)``.
+    """Wraps a consumer's ``commit``: ``commit = traced_settle(consumer.commit)``; or, in a transaction, its producer's
+    ``send_offsets_to_transaction``.
 
     Under ``Settings(settle_spans=True)``, which the loop must have too, a commit is a span: a child of the span of the
     last record that was handled. Of each further partition that it commits, it links to the last record.
     """
-    return _wrapped(settle, _Hooks(engine_for(settings)).commit)
+    hooks = _Hooks(engine_for(settings))
+    in_transaction = _name_of(settle) == "send_offsets_to_transaction"
+    return _wrapped(settle, hooks.send_offsets if in_transaction else hooks.commit)
 
 
 class AIOKafkaInstrumentor(Adapter):
@@ -222,6 +235,7 @@ class AIOKafkaInstrumentor(Adapter):
         yield Patch(AIOKafkaProducer, "send", hooks.send)
         yield Patch(AIOKafkaProducer, "create_batch", hooks.create_batch)
         yield Patch(AIOKafkaProducer, "send_batch", hooks.send_batch)
+        yield Patch(AIOKafkaProducer, "send_offsets_to_transaction", hooks.send_offsets)
         yield Patch(MessageAccumulator, "add_message", add_message)
         yield Patch(AIOKafkaConsumer, "__aiter__", hooks.iterate)
         yield Patch(AIOKafkaConsumer, "getone", hooks.getone)
@@ -288,7 +302,7 @@ class _Hooks:
         send = publication.send
         send.open()
         try:
-            with _publishing(publication):
+            with _during(_publication, publication):
                 headers = publication.headers_of_call
                 if headers is not given.headers:
                     args, kwargs = _replaced(_HEADERS, "headers", headers, args, kwargs)
@@ -300,15 +314,15 @@ class _Hooks:
         return result
 
     def _publication(self, given: Publish, producer: Any) -> _Publication:
+        producer = producer if isinstance(producer, AIOKafkaProducer) else None
         partition = given.partition
         message = Message(
             headers=_copied(given.headers),
             attributes=None if partition is None else {semconv.DESTINATION_PARTITION_ID: str(partition)},
-            body=given.value if isinstance(given.value, (bytes, str)) else None,
+            body=given.value if producer is None and isinstance(given.value, (bytes, str)) else None,
             native=given,
             describe=_describe_publish,
         )
-        producer = producer if isinstance(producer, AIOKafkaProducer) else None
         destination = _published_to(given.topic, None, producer)
         send = self.engine.send(destination, message, owner=_OWNER)
         if producer is not None and self._joins:
@@ -349,7 +363,7 @@ class _Hooks:
 
     def _send_batch(self, producer: Any, builder: Any, topic: Any, partition: Any) -> Send:
         destination = _published_to(topic, partition, producer)
-        batch = _batches.pop(builder, None)
+        batch = _batches.get(builder)
         created = batch.leave(builder) if batch is not None else []
         for create in created:
             create.close(destination)
@@ -369,7 +383,7 @@ class _Hooks:
             return await wrapped(*args, **kwargs)
         started_at = time.time_ns()
         try:
-            with _pulling():
+            with _during(_is_pulling, True):
                 record = await wrapped(*args, **kwargs)
         except BaseException as error:
             self._received([], consumer, started_at, error)
@@ -383,7 +397,7 @@ class _Hooks:
             return await wrapped(*args, **kwargs)
         started_at = time.time_ns()
         try:
-            with _pulling():
+            with _during(_is_pulling, True):
                 found = await wrapped(*args, **kwargs)
         except BaseException as error:
             self._received([], consumer, started_at, error, batch=True)
@@ -446,20 +460,43 @@ class _Hooks:
 
     async def commit(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``commit``."""
+        return await self._settle(
+            lambda: _uncommitted.of(consumer, _given(0, "offsets", args, kwargs)),
+            lambda settled: _of_all(settled, consumer),
+            lambda: wrapped(*args, **kwargs),
+        )
+
+    async def send_offsets(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``send_offsets_to_transaction``, which commits for a consumer: with what the producer sent."""
+        group = _given(1, "group_id", args, kwargs)
+        return await self._settle(
+            lambda: _uncommitted.of_group(group, _given(0, "offsets", args, kwargs)),
+            lambda settled: _of_all(settled, None, group, producer.client),
+            lambda: wrapped(*args, **kwargs),
+        )
+
+    async def _settle(
+        self,
+        find: Callable[[], dict[Any, _Uncommitted]],
+        destination_of: Callable[[Sequence[_Uncommitted]], Destination],
+        settle: Callable[[], Any],
+    ) -> Any:
         if not self.engine.settings.settle_spans or _is_settling.get():
-            return await wrapped(*args, **kwargs)
+            return await settle()
         try:
-            settled = _uncommitted.of(consumer, _given(0, "offsets", args, kwargs))
+            settled = find()
             messages = [one.message for one in settled.values()]
-            destination = _of_all(list(settled.values()), consumer)
+            destination = destination_of(list(settled.values()))
         except Exception as error:
             guard.fault("preparing a commit with aiokafka", error)
-            return await wrapped(*args, **kwargs)
+            return await settle()
         if not messages:
-            return await wrapped(*args, **kwargs)
-        with _settling(), self.engine.settle(destination, messages, operation="commit"):
-            result = await wrapped(*args, **kwargs)
-        _uncommitted.forget(consumer, settled)
+            return await settle()
+        with _during(_is_settling, True), self.engine.settle(destination, messages, operation="commit"):
+            result = await settle()
+        for partition, one in settled.items():
+            if one.beside.get(partition) is one:
+                del one.beside[partition]
         return result
 
 
@@ -473,21 +510,14 @@ _is_settling: ContextVar[bool] = ContextVar("queueprop-aiokafka-settling", defau
 
 
 @contextmanager
-def _pulling() -> Iterator[None]:
-    token = _is_pulling.set(True)
+def _during(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _is_pulling.reset(token)
-
-
-@contextmanager
-def _settling() -> Iterator[None]:
-    token = _is_settling.set(True)
-    try:
-        yield
-    finally:
-        _is_settling.reset(token)
+        # A coroutine that nobody awaits to its end is closed by the garbage collector, in whatever context that is.
+        with suppress(ValueError):
+            variable.reset(token)
 
 
 class _LoopOf(AsyncIterator[Any]):
@@ -497,7 +527,7 @@ class _LoopOf(AsyncIterator[Any]):
         self._source = source
 
     async def __anext__(self) -> Any:
-        with _pulling():
+        with _during(_is_pulling, True):
             return await self._source.__anext__()
 
 
@@ -546,21 +576,18 @@ class _Publication:
         """What ``send`` is called with. Of a producer that is not known the accumulator is not, either."""
         if self._producer is None and self._message.headers:
             return self._message.headers
-        return list(self._given.headers) if isinstance(self._given.headers, tuple) else self._given.headers
+        given = self._given.headers
+        is_kept = given is None or isinstance(given, list) or self._message.headers is None
+        return given if is_kept else list(given)
 
-    def headers_of_record(self, accumulator: Any, key: Any, value: Any, headers: Any) -> Any:
+    def headers_of_record(self, key: Any, value: Any, given: Any) -> Any:
         """What goes into the accumulator, with the context where there is room for it."""
-        written: Any = self._message.headers
-        if written is None or not _takes_headers(accumulator):
-            return headers
-        limit = self._producer._max_request_size
-        if DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, written) <= limit:
-            return written
-        guard.mistake(
-            f"publishing to {self._given.topic}",
-            "the message leaves no room for a trace context within max_request_size; it goes out without one",
+        written = self._message.headers
+        return (
+            given
+            if written is None
+            else _with_room(self._producer, self._given.topic, key, value, written) or given
         )
-        return headers
 
     def end_with(self, result: Any) -> None:
         _end_with(self.send, result)
@@ -569,13 +596,35 @@ class _Publication:
 _publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
 
 
-@contextmanager
-def _publishing(publication: _Publication | None) -> Iterator[None]:
-    token = _publication.set(publication)
-    try:
-        yield
-    finally:
-        _publication.reset(token)
+def _with_room(producer: Any, topic: str | None, key: Any, value: Any, written: Any) -> Any:
+    """The headers with the context in them, or with what of it there is room for; None where nothing may be added."""
+    if not _takes_headers(producer._message_accumulator):
+        return None
+    limit = producer._max_request_size
+    if _size_of(key, value, written) <= limit:
+        return written
+    without_baggage = list(written)
+    headers.remove(without_baggage, ("baggage",))
+    if _size_of(key, value, without_baggage) <= limit:
+        return without_baggage
+    guard.mistake(
+        f"publishing to {topic}" if topic is not None else "filling a batch of aiokafka",
+        "the message leaves no room for a trace context within max_request_size; it goes out without one",
+    )
+    return None
+
+
+def _size_of(key: Any, value: Any, given: Any) -> int:
+    size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, given)
+    return size
+
+
+def _note_value(made: Send | Create, value: Any) -> None:
+    """What the serializers have made of the message's value."""
+    if value is None:
+        made.span.set_attribute(TOMBSTONE, True)
+    elif made.engine.settings.body_size:
+        made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
 
 
 async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwargs: Options) -> Any:
@@ -588,15 +637,12 @@ async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwarg
             _given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value"))
         )
         publication.send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition.partition))
-        if value is None:
-            publication.send.span.set_attribute(TOMBSTONE, True)
-        headers = publication.headers_of_record(
-            accumulator, key, value, _given(_HEADERS, "headers", args, kwargs)
-        )
-        args, kwargs = _replaced(_HEADERS, "headers", headers, args, kwargs)
+        _note_value(publication.send, value)
+        written = publication.headers_of_record(key, value, _given(_HEADERS, "headers", args, kwargs))
+        args, kwargs = _replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
         guard.fault("writing the headers of a publish with aiokafka", error)
-    with _publishing(None):  # it is this message's, and of nothing further
+    with _during(_publication, None):  # it is this message's, and of nothing further
         return await wrapped(*args, **kwargs)
 
 
@@ -631,7 +677,7 @@ def _note_delivery(send: Send, metadata: Any) -> None:
 class _Batch:
     """A ``BatchBuilder`` that is being filled."""
 
-    _pending: tuple[Message, list[Any]] | None = None
+    _pending: tuple[Create, list[Any]] | None = None
 
     def __init__(self, engine: Engine, is_active: Callable[[], bool], producer: Any) -> None:
         self._engine = engine
@@ -648,17 +694,16 @@ class _Batch:
         try:
             key, value, timestamp = kwargs.get("key"), kwargs.get("value"), kwargs.get("timestamp")
             native = Publish(None, value, key, None, timestamp, given)
-            body = value if isinstance(value, (bytes, str)) else None
-            message = Message(headers=copied, body=body, native=native, describe=_describe_publish)
+            message = Message(headers=copied, native=native, describe=_describe_publish)
             create = self._engine.create(_published_to(None, None, self._producer), message)
             create.open()
         except Exception as error:
             guard.fault("preparing a message of a batch with aiokafka", error)
             return wrapped(*args, **kwargs)
-        headers = list(given or ())
-        self._pending = message, headers
+        going_out = list(given or ())
+        self._pending = create, going_out
         try:
-            metadata = wrapped(*args, **{**kwargs, "headers": headers})
+            metadata = wrapped(*args, **{**kwargs, "headers": going_out})
         finally:
             self._pending = None
         if metadata is not None:
@@ -669,18 +714,16 @@ class _Batch:
         """Around ``_serialize``, behind which the size of the message is known, and before its headers are used."""
         key, value = wrapped(*args, **kwargs)
         pending, self._pending = self._pending, None
+        if pending is None:
+            return key, value
         try:
-            if pending is not None and self._has_room(key, value, pending[0].headers):
-                pending[1][:] = pending[0].headers  # type: ignore[call-overload]
+            create, going_out = pending
+            _note_value(create, value)
+            written = create.message.headers
+            going_out[:] = _with_room(self._producer, None, key, value, written) or going_out
         except Exception as error:
             guard.fault("writing the headers of a message of a batch with aiokafka", error)
         return key, value
-
-    def _has_room(self, key: Any, value: Any, headers: Any) -> bool:
-        if not _takes_headers(self._producer._message_accumulator):
-            return False
-        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
-        return bool(size <= self._producer._max_request_size)
 
     def leave(self, builder: Any) -> list[Create]:
         """Leaves it to aiokafka, whose own sends may fill it up."""
@@ -715,7 +758,8 @@ def _copied(headers: Any) -> list[Any] | None:
     """Headers that are ours to write to; None for what is not what aiokafka takes: it says so."""
     if headers is None:
         return []
-    return list(headers) if isinstance(headers, (list, tuple)) else None
+    is_taken = isinstance(headers, Collection) and not isinstance(headers, (Mapping, str, bytes))
+    return list(headers) if is_taken else None
 
 
 # Arguments
@@ -758,7 +802,7 @@ def _message_of(record: Any, destination: Destination) -> Message:
     timestamp = record.timestamp
     return Message(
         headers=record.headers,
-        body=record.value if isinstance(record.value, (bytes, str)) else None,
+        body_size=max(record.serialized_value_size, 0),
         sent_at=timestamp / 1000 if isinstance(timestamp, int) and timestamp >= 0 else None,
         attributes=attributes,
         native=record,
@@ -814,6 +858,8 @@ class _Uncommitted(NamedTuple):
     offset: int
     headers: Any
     process: Process | ProcessBatch
+    beside: dict[Any, Any]
+    """Where it is kept, with what else its consumer has handled."""
 
     @property
     def message(self) -> Message:
@@ -847,20 +893,27 @@ class _Uncommitteds:
         partition = TopicPartition(record.topic, record.partition)
         handled.pop(partition, None)  # the latest comes last
         handled[partition] = _Uncommitted(
-            record.topic, record.partition, record.offset, record.headers, process
+            record.topic, record.partition, record.offset, record.headers, process, handled
         )
 
     def of(self, consumer: Any, offsets: Any) -> dict[Any, _Uncommitted]:
-        """What a commit is about: these partitions, or all that the consumer still has."""
-        handled = self._consumers.get(consumer) or _in_hand()
-        partitions = offsets if isinstance(offsets, Mapping) else consumer.assignment()
+        """What a commit is about: these partitions, or all that the consumer still has. It may not be known."""
+        is_known = isinstance(consumer, AIOKafkaConsumer)
+        handled = (self._consumers.get(consumer) if is_known else None) or _in_hand()
+        assigned = consumer.assignment() if is_known else handled
+        partitions = offsets if isinstance(offsets, Mapping) else assigned
         return {partition: one for partition, one in handled.items() if partition in partitions}
 
-    def forget(self, consumer: Any, committed: Mapping[Any, _Uncommitted]) -> None:
-        handled = self._consumers.get(consumer, {})
-        for partition, one in committed.items():
-            if handled.get(partition) is one:
-                del handled[partition]
+    def of_group(self, group: Any, offsets: Any) -> dict[Any, _Uncommitted]:
+        """What these offsets are about, whichever consumer of the group has handled it; or what is in hand."""
+        of_group = [
+            handled
+            for consumer, handled in list(self._consumers.items())
+            if getattr(consumer, "_group_id", None) == group
+        ]
+        found = {partition: one for handled in of_group for partition, one in handled.items()} or _in_hand()
+        partitions = offsets if isinstance(offsets, Mapping) else ()
+        return {partition: one for partition, one in found.items() if partition in partitions}
 
 
 _uncommitted = _Uncommitteds()
@@ -875,7 +928,8 @@ def _in_hand() -> dict[Any, _Uncommitted]:
         return {}
     record = scope.message.native
     partition = TopicPartition(record.topic, record.partition)
-    return {partition: _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope)}
+    one = _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope, {})
+    return {partition: one}
 
 
 # Destinations
@@ -892,15 +946,17 @@ def _consumed_from(topic: Any, partition: Any, consumer: Any) -> Destination:
     )
 
 
-def _of_all(records: Sequence[Any], consumer: Any) -> Destination:
-    """Where they are all from: what differs between them is left out."""
+def _of_all(
+    records: Sequence[Any], consumer: Any, group: str | None = None, client: Any = None
+) -> Destination:
+    """Where they are all from: what differs between them is left out. Without a consumer, its group and a client."""
     topics = {record.topic for record in records}
     partitions = {(record.topic, record.partition) for record in records}
-    return _consumed_from(
-        topics.pop() if len(topics) == 1 else None,
-        partitions.pop()[1] if len(partitions) == 1 else None,
-        consumer,
-    )
+    topic = topics.pop() if len(topics) == 1 else None
+    partition = partitions.pop()[1] if len(partitions) == 1 else None
+    if consumer is not None:
+        return _consumed_from(topic, partition, consumer)
+    return _destination(_name(topic), _text_of(partition), _name(group), *_told(client))
 
 
 @functools.lru_cache(maxsize=4096)

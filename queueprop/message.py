@@ -78,6 +78,7 @@ class Message:
         id: the message's own identifier.
         conversation_id: what ties it to others (RabbitMQ's correlation id).
         body: only looked at for its size, and only with ``Settings(body_size=True)``.
+        body_size: that size in bytes, where it is known without the body.
         sent_at: when it was published, in seconds since the epoch (UTC).
         delay: the seconds for which it was meant to wait; they do not count as time in the queue.
         attempt: which delivery of the message this is, from 1.
@@ -91,6 +92,7 @@ class Message:
     id: str | None = None
     conversation_id: str | None = None
     body: bytes | str | None = None
+    body_size: int | None = None
     sent_at: float | None = None
     delay: float | None = None
     attempt: int | None = None

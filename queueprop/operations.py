@@ -291,6 +291,7 @@ class Create:
 
     span: Span = INVALID_SPAN
     _made_at: int | None = None
+    _closed = False
 
     def __init__(self, engine: Engine, operation: Operation, message: Message) -> None:
         self.engine = engine
@@ -316,10 +317,16 @@ class Create:
     def close(self, destination: Destination | None = None) -> None:
         """Ends the span, as of when the message was made. ``destination`` is where it goes, as is known by now.
 
-        Raises nothing of ours. A message that never goes out needs no ``close``: its span is dropped.
+        Raises nothing of ours; twice is once. A message that never goes out needs no ``close``: its span is dropped.
+        So it is where the destination is one of ``Settings(exclude=...)``; the message has its context already.
         """
+        if self._closed:
+            return
+        self._closed = True
         try:
             if destination is not None:
+                if self.engine.excludes(destination):
+                    return
                 operation = destination.operation(self.operation.kind, self.operation.name)
                 self.span.update_name(operation.span_name)
                 self.span.set_attributes(operation.attributes)

@@ -281,9 +281,15 @@ def _details(message: Message, settings: Settings) -> dict[str, AttributeValue]:
             texts = [text for text in map(headers.text, found) if text is not None]
             if texts:
                 attributes[semconv.HEADER + name] = texts
-    if settings.body_size and message.body is not None:
-        body = message.body
-        attributes[semconv.MESSAGE_BODY_SIZE] = len(
-            body.encode(errors="surrogatepass") if isinstance(body, str) else body
-        )
+    if settings.body_size:
+        size = _body_size(message)
+        if size is not None:
+            attributes[semconv.MESSAGE_BODY_SIZE] = size
     return attributes
+
+
+def _body_size(message: Message) -> int | None:
+    body = message.body
+    if message.body_size is not None or body is None:
+        return message.body_size
+    return len(body.encode(errors="surrogatepass") if isinstance(body, str) else body)

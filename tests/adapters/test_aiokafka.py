@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import functools
 import gc
@@ -22,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.record.memory_records import MemoryRecords
 from opentelemetry import baggage
-from opentelemetry.context import get_current
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span
 
@@ -371,6 +372,13 @@ class TestSend:
         assert [set(headers) for headers in producer.headers()] == [{"tenant", "traceparent"}] * 2
 
     @in_loop
+    async def test_other_collections_of_headers_go_out(self, captured_spans: Any, api: Any) -> None:
+        """What aiokafka takes without its extensions: any collection of pairs that has a length."""
+        producer = Producer()
+        await api.publish(producer.it.send)("orders", b"hello", headers={"tenant": b"a"}.items())
+        assert [set(headers) for headers in producer.headers()] == [{"tenant", "traceparent"}]
+
+    @in_loop
     async def test_headers_that_aiokafka_does_not_take(self, captured_spans: Any, api: Any) -> None:
         """aiokafka says so, as it does alone."""
         producer = Producer()
@@ -389,6 +397,41 @@ class TestSend:
         await api.publish(producer.it.send)("orders", b"x", partition=0)
         assert [set(headers) for headers in producer.headers()] == [{"tenant"}, {"traceparent"}]
         assert ["no room" in message for message in caplog.messages] == [True]
+
+    @in_loop
+    async def test_room_for_the_trace_alone(self, captured_spans: Any, api: Any) -> None:
+        """Where the baggage is what has no room, the message stays in its trace."""
+        producer = Producer(max_request_size=300)
+        token = attach(baggage.set_baggage("tenant", "a" * 100))
+        try:
+            await api.publish(producer.it.send)("orders", b"x" * 100, partition=0)
+            await api.publish(producer.it.send)("orders", b"x", partition=0)
+        finally:
+            detach(token)
+        assert [set(headers) for headers in producer.headers()] == [
+            {"traceparent"},
+            {"traceparent", "baggage"},
+        ]
+
+    @in_loop
+    async def test_the_size_of_the_body(self, captured_spans: Any) -> None:
+        """What the serializer made of it, when asked for; of a tombstone there is none."""
+        producer = Producer(value_serializer=lambda value: value and value.encode() * 2)
+        send = adapter.traced_publish(producer.it.send, settings=Settings(body_size=True))
+        futures = [await send("orders", "hello"), await send("orders", None, b"k")]
+        await producer.delivers()
+        await asyncio.gather(*futures)
+        sizes = [span.attributes.get("messaging.message.body.size") for span in captured_spans]
+        assert sizes == [10, None]
+
+    @in_loop
+    async def test_a_send_that_nobody_awaits_to_its_end(self, api: Any) -> None:
+        """The garbage collector closes it, in a context of no matter whose: nothing is complained of."""
+        producer = Producer()
+        sending = api.publish(producer.it.send)("orders", b"hello")
+        contextvars.copy_context().run(sending.send, None)
+        sending.close()
+        assert not producer.batches
 
     @in_loop
     async def test_a_broker_without_headers(self, captured_spans: Any, api: Any) -> None:
@@ -531,6 +574,43 @@ class TestBatches:
         with pytest.raises(KafkaTimeoutError):
             await api.publish(producer.it.send_batch)(batch, "orders", partition=0)
         assert captured_spans[-1].status.status_code is StatusCode.ERROR
+
+    @in_loop
+    async def test_a_batch_that_is_sent_again(self, captured_spans: Any, api: Any) -> None:
+        """After an error of ``send_batch``: the second span links to its messages as the first did."""
+        producer = Producer()
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        send_batch = api.publish(producer.it.send_batch)
+        with pytest.raises(AssertionError):
+            await send_batch(batch, "orders", partition=99)
+        await send_batch(batch, "orders", partition=0)
+        await producer.delivers()
+        created, failed, sent = captured_spans
+        assert [link.context for link in sent.links] == [link.context for link in failed.links]
+        assert [link.context for link in sent.links] == [created.context]
+
+    @in_loop
+    async def test_an_excluded_topic(self, captured_spans: Any) -> None:
+        """Its batch has no spans; the messages have been given their contexts before that was known."""
+        settings = Settings(exclude=("orders",))
+        producer = Producer()
+        batch = adapter.traced_create_batch(producer.it.create_batch, settings=settings)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        await adapter.traced_publish(producer.it.send_batch, settings=settings)(batch, "orders", partition=0)
+        await producer.delivers()
+        assert producer.headers()[0].keys() == {"traceparent"}
+        assert not captured_spans
+
+    @in_loop
+    async def test_the_size_of_each_body(self, captured_spans: Any) -> None:
+        """On the create spans, when asked for."""
+        producer = Producer()
+        settings = Settings(body_size=True)
+        batch = adapter.traced_create_batch(producer.it.create_batch, settings=settings)()
+        batch.append(timestamp=None, key=None, value=b"hello")
+        await adapter.traced_publish(producer.it.send_batch, settings=settings)(batch, "orders", partition=0)
+        assert captured_spans.named("create orders")[0].attributes["messaging.message.body.size"] == 5
 
     @in_loop
     async def test_a_batch_that_was_made_untraced(self, captured_spans: Any) -> None:
@@ -911,6 +991,12 @@ class TestHandlers:
         assert attributes["messaging.kafka.message.tombstone"] is True
         assert "queueprop.message.queue_time" not in attributes
 
+    def test_the_size_of_the_body(self, captured_spans: Any) -> None:
+        """As it was on the wire, whatever the deserializer made of it."""
+        with adapter.traced_message(record(value={"total": 3}), settings=Settings(body_size=True)):
+            pass
+        assert only(captured_spans).attributes["messaging.message.body.size"] == 5
+
     def test_a_batch_of_several_topics(self, captured_spans: Any) -> None:
         """What differs is on the links; an empty batch has no span."""
         with adapter.traced_batch([record(1), record(2, topic="refunds", partition=4)]):
@@ -1003,6 +1089,19 @@ class TestCommit:
         assert len(captured_spans.named("commit orders")) == 1
 
     @in_loop
+    async def test_a_function_around_commit(self, captured_spans: Any) -> None:
+        """Nobody tells of the consumer: the commit is that of the record in hand, with or without offsets."""
+
+        async def save(offsets: Any = None) -> None:
+            pass
+
+        with adapter.traced_message(record(), settings=SETTLED):
+            await adapter.traced_settle(save, settings=SETTLED)()
+            await adapter.traced_settle(save, settings=SETTLED)({ORDERS: 8})
+        await adapter.traced_settle(save, settings=SETTLED)()
+        assert len(captured_spans.named("commit orders")) == 2
+
+    @in_loop
     async def test_batches_are_committed(self, captured_spans: Any) -> None:
         """The commit of a batch of a known consumer is a child of the batch's span."""
         consumer = Consumer(record(1), record(2))
@@ -1022,6 +1121,31 @@ class TestCommit:
         async for _ in api.loop(consumer.it):
             await adapter.traced_settle(consumer.it.commit)()
         assert len(captured_spans) == 1
+
+    @in_loop
+    async def test_offsets_in_a_transaction(self, captured_spans: Any, monkeypatch: Any) -> None:
+        """The producer commits for its consumer's group: a child of the record's span, once."""
+        sent: list[Any] = []
+
+        async def send_offsets_to_transaction(self: Any, offsets: Any, group_id: Any) -> None:
+            sent.append((offsets, group_id))
+
+        name = send_offsets_to_transaction.__name__
+        monkeypatch.setattr(AIOKafkaProducer, name, send_offsets_to_transaction)
+        other = Consumer(record(1), group="another")
+        consumer = Consumer(record(1))
+        for one in (other, consumer):
+            async for _ in adapter.traced_messages(one.it, settings=SETTLED):
+                pass
+        commit = adapter.traced_settle(Producer().it.send_offsets_to_transaction, settings=SETTLED)
+        for _ in range(2):
+            await commit({ORDERS: 2}, "billing")
+        await commit("nonsense", group_id="billing")
+        [span] = captured_spans.named("commit orders")
+        assert span.parent.span_id == captured_spans.kind(SpanKind.CONSUMER)[1].context.span_id
+        assert span.attributes["messaging.consumer.group.name"] == "billing"
+        assert span.attributes["messaging.client.id"] == "shop"
+        assert sent == [({ORDERS: 2}, "billing")] * 2 + [("nonsense", "billing")]
 
     @in_loop
     async def test_a_record_that_was_handled_untraced(self, captured_spans: Any) -> None:
