@@ -35,10 +35,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, headers, semconv
+from queueprop import guard, headers, propagation, semconv
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
@@ -581,13 +581,8 @@ class _Publication:
         return given if is_kept else list(given)
 
     def headers_of_record(self, key: Any, value: Any, given: Any) -> Any:
-        """What goes into the accumulator, with the context where there is room for it."""
-        written = self._message.headers
-        return (
-            given
-            if written is None
-            else _with_room(self._producer, self._given.topic, key, value, written) or given
-        )
+        """What goes into the accumulator."""
+        return _with_room(self._producer, self._given.topic, key, value, given, self._message.headers)
 
     def end_with(self, result: Any) -> None:
         _end_with(self.send, result)
@@ -596,22 +591,27 @@ class _Publication:
 _publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
 
 
-def _with_room(producer: Any, topic: str | None, key: Any, value: Any, written: Any) -> Any:
-    """The headers with the context in them, or with what of it there is room for; None where nothing may be added."""
-    if not _takes_headers(producer._message_accumulator):
-        return None
+def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: Any, written: Any) -> Any:
+    """The headers that go out: with the context in them, or with what of it there is room for."""
+    if written is None or not _takes_headers(producer._message_accumulator):
+        return given
     limit = producer._max_request_size
     if _size_of(key, value, written) <= limit:
         return written
-    without_baggage = list(written)
-    headers.remove(without_baggage, ("baggage",))
-    if _size_of(key, value, without_baggage) <= limit:
-        return without_baggage
+    plain = list(given or ())
+    if written == plain:
+        return given
+    for names in (("baggage",), ("baggage", "tracestate")):
+        shorter = list(written)
+        headers.remove(shorter, names)
+        if _size_of(key, value, shorter) <= limit:
+            return shorter
     guard.mistake(
         f"publishing to {topic}" if topic is not None else "filling a batch of aiokafka",
         "the message leaves no room for a trace context within max_request_size; it goes out without one",
     )
-    return None
+    propagation.write(plain, Context())  # nor with an earlier one
+    return plain
 
 
 def _size_of(key: Any, value: Any, given: Any) -> int:
@@ -719,8 +719,7 @@ class _Batch:
         try:
             create, going_out = pending
             _note_value(create, value)
-            written = create.message.headers
-            going_out[:] = _with_room(self._producer, None, key, value, written) or going_out
+            going_out[:] = _with_room(self._producer, None, key, value, going_out, create.message.headers)
         except Exception as error:
             guard.fault("writing the headers of a message of a batch with aiokafka", error)
         return key, value
@@ -864,18 +863,8 @@ class _Uncommitted(NamedTuple):
     @property
     def message(self) -> Message:
         message = Message(headers=self.headers, attributes={OFFSET: self.offset})
-        message.process_context = self._process_context
+        message.process_context = self.process.settle_context
         return message
-
-    @property
-    def _process_context(self) -> Context | None:
-        process = self.process
-        if not process.span.get_span_context().is_valid:
-            return None
-        inside = (
-            process.message.process_context if isinstance(process, Process) else None
-        )  # until it is closed
-        return set_span_in_context(process.span, Context()) if inside is None else inside
 
 
 class _Uncommitteds:

@@ -27,8 +27,8 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
-from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.context import get_current
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, rabbitmq
@@ -632,22 +632,12 @@ class _Unsettled:
             conversation_id=_text(properties.correlation_id),
             attributes=self._attributes,
         )
-        message.process_context = self._process_context
+        message.process_context = None if self._process is None else self._process.settle_context
         return message
 
     def _is_being_handled(self) -> bool:
         outer = self._process
         return isinstance(outer, Process) and not outer.closed and current_scope(get_current()) is outer
-
-    @property
-    def _process_context(self) -> Context | None:
-        process = self._process
-        if process is None or not process.span.get_span_context().is_valid:
-            return None
-        inside = (
-            process.message.process_context if isinstance(process, Process) else None
-        )  # until it is closed
-        return set_span_in_context(process.span, Context()) if inside is None else inside
 
 
 class _Pulled:

@@ -122,6 +122,16 @@ class MessageOperation(Scope):
             self.span.set_attribute(semconv.ERROR_TYPE, error_type)
             self.span.set_status(StatusCode.ERROR, description)
 
+    @property
+    def settle_context(self) -> Context | None:
+        """Of which a settlement of the message is a child, also when this is over; None where nothing was traced.
+
+        While it is open that is the handler's own context, with the message's baggage.
+        """
+        if not self.span.get_span_context().is_valid:
+            return None
+        return self._context or set_span_in_context(self.span, Context())
+
     __enter__ = open
 
     def __exit__(

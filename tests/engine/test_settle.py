@@ -206,3 +206,20 @@ def test_its_duration_is_measured(telemetry: Telemetry) -> None:
     (point,) = telemetry.points("messaging.client.operation.duration")
     assert point.sum == (span.end_time - span.start_time) / 1e9
     assert point.attributes["messaging.operation.name"] == "commit"
+
+
+def test_the_context_that_is_kept_for_later(telemetry: Telemetry) -> None:
+    """An adapter keeps it where the message itself would be too large: of an open process the handler's own context,
+    of one that is over its span, and of one that was not traced none."""
+    engine = telemetry.engine()
+    process = engine.process(ORDERS, Message({"traceparent": TRACEPARENT}))
+    assert process.settle_context is None
+    with process as span:
+        assert process.settle_context is get_current()
+    kept = process.settle_context
+    assert kept is not None
+    assert ids(get_current_span(kept)) == ids(span)
+    untraced = engine.process(ORDERS, Message({"traceparent": TRACEPARENT}))
+    with suppress_instrumentation():
+        untraced.open()
+    assert untraced.settle_context is None
