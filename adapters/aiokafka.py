@@ -89,7 +89,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     The PRODUCER span ends when the broker has answered, which the future of ``send`` tells: a failed delivery is an
     error of the span. Headers are copied before the context is written; a tuple of headers goes out as a list. The
     context is left out where it alone would make the message larger than ``max_request_size``, and where the broker
-    knows no headers.
+    knows no headers; around a function of yours, whose producer nobody knows, neither is looked at.
 
     Args:
         publish: ``send``, ``send_and_wait`` or ``send_batch`` of an AIOKafkaProducer, a ``functools.partial`` of one of
@@ -288,12 +288,13 @@ class _Hooks:
 
     async def send(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``send``, and around ``send_and_wait`` in the explicit API."""
+        if self.engine.is_sending(_OWNER):
+            args, kwargs = _handed_down(producer, args, kwargs)
+            return await wrapped(*args, **kwargs)
         try:
             given = Publish(*_send_arguments(*args, **kwargs))
         except TypeError:
             return await wrapped(*args, **kwargs)  # aiokafka says what is wrong with them
-        if self.engine.is_sending(_OWNER):
-            return await wrapped(*args, **kwargs)
         try:
             publication = self._publication(given, producer)
         except Exception as error:
@@ -310,24 +311,25 @@ class _Hooks:
         except BaseException as error:
             send.close(error)
             raise
-        publication.end_with(result)
+        _end_with(send, result)
         return result
 
     def _publication(self, given: Publish, producer: Any) -> _Publication:
         producer = producer if isinstance(producer, AIOKafkaProducer) else None
-        partition = given.partition
+        is_read = producer is None or self.engine.settings.capture_headers
         message = Message(
-            headers=_copied(given.headers),
-            attributes=None if partition is None else {semconv.DESTINATION_PARTITION_ID: str(partition)},
+            headers=_copied(given.headers) if is_read else None,  # else they are written further below
+            attributes=(
+                None if given.partition is None else {semconv.DESTINATION_PARTITION_ID: str(given.partition)}
+            ),
             body=given.value if producer is None and isinstance(given.value, (bytes, str)) else None,
             native=given,
             describe=_describe_publish,
         )
         destination = _published_to(given.topic, None, producer)
-        send = self.engine.send(destination, message, owner=_OWNER)
         if producer is not None and self._joins:
             _join(producer._message_accumulator, "add_message", add_message)
-        return _Publication(send, message, given, producer)
+        return _Publication(self.engine.send(destination, message, owner=_OWNER), message, given, producer)
 
     def create_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``create_batch``: what is appended to it has create spans."""
@@ -402,11 +404,14 @@ class _Hooks:
         except BaseException as error:
             self._received([], consumer, started_at, error, batch=True)
             raise
+        if type(found) is not dict or any(type(some) is not list for some in found.values()):
+            return found  # of a function around it, or traced already
         records = [record for some in found.values() for record in some]
         self._received(records, consumer, started_at, batch=True)
-        for partition, some in found.items():
-            found[partition] = Records(some, lambda record: self.process(record, consumer))
-        return found
+        return {
+            partition: Records(some, lambda record: self.process(record, consumer))
+            for partition, some in found.items()
+        }
 
     def _received(
         self,
@@ -417,8 +422,10 @@ class _Hooks:
         batch: bool = False,
     ) -> None:
         try:
-            for record in records:
-                _pulled.add(record, consumer)
+            records = [record for record in records if isinstance(record, ConsumerRecord)]
+            if isinstance(consumer, AIOKafkaConsumer):
+                for record in records:
+                    _pulled.add(record, consumer)
             if not self.engine.settings.receive_spans or isinstance(error, ConsumerStoppedError):
                 return
             destination = _of_all(records, consumer)
@@ -435,11 +442,14 @@ class _Hooks:
     ) -> Process | None:
         if not self._is_active():
             return None
-        if consumer is None:
-            consumer = _pulled.find(record)
+        pulled = _pulled.find(record)
+        if consumer is None and pulled is not None:
+            consumer = pulled.consumer()
         if destination is None:
             destination = _consumed_from(record.topic, record.partition, consumer)
         process = self.engine.process(destination, _message_of(record, destination), owner=_OWNER)
+        if pulled is not None:
+            process.is_counted, pulled.is_handled = not pulled.is_handled, True
         if self.engine.settings.settle_spans:
             _uncommitted.add(record, consumer, process)
         return process
@@ -448,7 +458,8 @@ class _Hooks:
         self, records: Sequence[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
         records = _without_spans(records)
-        consumer = _pulled.find(records[0]) if records else None
+        pulled = _pulled.find(records[0]) if records else None
+        consumer = None if pulled is None else pulled.consumer()
         if destination is None:
             destination = _of_all(records, consumer)
         messages = [_message_of(record, destination) for record in records]
@@ -567,25 +578,43 @@ class _Publication:
 
     def __init__(self, send: Send, message: Message, given: Publish, producer: Any) -> None:
         self.send = send
+        self.given = given
+        self.producer = producer
         self._message = message
-        self._given = given
-        self._producer = producer
 
     @property
     def headers_of_call(self) -> Any:
         """What ``send`` is called with. Of a producer that is not known the accumulator is not, either."""
-        if self._producer is None and self._message.headers:
-            return self._message.headers
-        given = self._given.headers
-        is_kept = given is None or isinstance(given, list) or self._message.headers is None
-        return given if is_kept else list(given)
+        given = self.given.headers
+        if self.producer is None:
+            return self._message.headers or given
+        copied = None if isinstance(given, list) else _copied(given)
+        return copied or given  # of other collections aiokafka's extensions know nothing
 
     def headers_of_record(self, key: Any, value: Any, given: Any) -> Any:
-        """What goes into the accumulator."""
-        return _with_room(self._producer, self._given.topic, key, value, given, self._message.headers)
+        """What goes into the accumulator, in place of what came down to it."""
+        written = _copied(given)
+        if written is None:
+            return given
+        self.send.write(written)
+        return _with_room(self.producer, self.given.topic, key, value, given, written)
 
-    def end_with(self, result: Any) -> None:
-        _end_with(self.send, result)
+
+def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+    """The arguments of a ``send`` below one that is traced already.
+
+    Of a traced function the producer is known only here: what the function was given to hand on is written anew
+    further below, where the size of the message is known.
+    """
+    publication = _publication.get()
+    if publication is None or publication.producer is not None or not isinstance(producer, AIOKafkaProducer):
+        return args, kwargs
+    publication.producer = producer
+    plain = _copied(_given(_HEADERS, "headers", args, kwargs))
+    if not plain:
+        return args, kwargs
+    propagation.write(plain, Context())
+    return _replaced(_HEADERS, "headers", plain, args, kwargs)
 
 
 _publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
@@ -630,20 +659,18 @@ def _note_value(made: Send | Create, value: Any) -> None:
 async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwargs: Options) -> Any:
     """Around ``MessageAccumulator.add_message``: key and value are bytes, and the partition is chosen."""
     publication = _publication.get()
-    if publication is None or publication._producer is None:
+    if publication is None or publication.producer is None:
         return await wrapped(*args, **kwargs)
     try:
-        partition, key, value = (
-            _given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value"))
-        )
-        publication.send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition.partition))
-        _note_value(publication.send, value)
+        where, key, value = (_given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value")))
+        if publication.send.span.is_recording() and where.topic == publication.given.topic:
+            publication.send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
+            _note_value(publication.send, value)
         written = publication.headers_of_record(key, value, _given(_HEADERS, "headers", args, kwargs))
         args, kwargs = _replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
         guard.fault("writing the headers of a publish with aiokafka", error)
-    with _during(_publication, None):  # it is this message's, and of nothing further
-        return await wrapped(*args, **kwargs)
+    return await wrapped(*args, **kwargs)
 
 
 def _end_with(send: Send, result: Any) -> None:
@@ -666,12 +693,15 @@ def _note_future(send: Send, future: Any) -> None:
 
 
 def _note_delivery(send: Send, metadata: Any) -> None:
-    """What the broker answered; nothing with ``acks=0``."""
-    partition, offset = getattr(metadata, "partition", None), getattr(metadata, "offset", None)
-    if partition is not None:
-        send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
-    if offset is not None and offset >= 0 and len(send.messages) == 1:
-        send.span.set_attribute(OFFSET, offset)
+    """What the broker answered; nothing with ``acks=0``. A function around ``send`` may answer something else."""
+    try:
+        partition, offset = getattr(metadata, "partition", None), getattr(metadata, "offset", None)
+        if isinstance(partition, int):
+            send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
+        if isinstance(offset, int) and offset >= 0 and len(send.messages) == 1:
+            send.span.set_attribute(OFFSET, offset)
+    except Exception as error:
+        guard.fault("reading what a broker answered to aiokafka", error)
 
 
 class _Batch:
@@ -771,6 +801,7 @@ def _send_arguments(
     partition: Any = None,
     timestamp_ms: Any = None,
     headers: Any = None,
+    **of_a_subclass: Any,
 ) -> tuple[Any, Any, Any, Any, Any, Any]:
     return topic, value, key, partition, timestamp_ms, headers
 
@@ -832,21 +863,33 @@ def _describe_key(key: Any) -> dict[str, AttributeValue]:
 
 
 class _Pulled:
-    """Which consumer a record is from: the record itself does not know. (It has no hash.)"""
+    """What is known of a record that a pull call gave, and that the record itself does not know."""
+
+    __slots__ = ("consumer", "is_handled", "record")
+
+    def __init__(self, record: weakref.ref[Any], consumer: weakref.ref[Any]) -> None:
+        self.record = record
+        self.consumer = consumer
+        self.is_handled = False
+
+
+class _PulledRecords:
+    """By identity, for as long as each record lives: it has no hash."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+        self._found: dict[int, _Pulled] = {}
 
     def add(self, record: Any, consumer: Any) -> None:
         key, found = id(record), self._found
-        found[key] = (weakref.ref(record, lambda _: found.pop(key, None)), weakref.ref(consumer))
+        reference = weakref.ref(record, lambda _: found.pop(key, None))
+        found[key] = _Pulled(reference, weakref.ref(consumer))
 
-    def find(self, record: Any) -> Any:
+    def find(self, record: Any) -> _Pulled | None:
         found = self._found.get(id(record))
-        return found[1]() if found is not None and found[0]() is record else None
+        return found if found is not None and found.record() is record else None
 
 
-_pulled = _Pulled()
+_pulled = _PulledRecords()
 
 
 class _Uncommitted(NamedTuple):

@@ -210,6 +210,8 @@ class MessageOperation(Scope):
 class Send(MessageOperation):
     """The publish of one message, or of several in one call; see ``Engine.send``."""
 
+    _carried: Context | None = None
+
     def __init__(
         self, engine: Engine, operation: Operation, messages: Sequence[Message], owner: str | None = None
     ) -> None:
@@ -217,6 +219,11 @@ class Send(MessageOperation):
         self.operation = operation
         self.messages = messages
         self.owner = owner
+
+    def write(self, headers: object) -> None:
+        """Puts the context into headers that are made only after ``open``, in place; as long as this is not closed."""
+        if self._carried is not None:
+            self.engine.write(Message(headers=headers), self._carried)
 
     def end_with(self, future: Any) -> None:
         """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's."""
@@ -237,13 +244,18 @@ class Send(MessageOperation):
     def _open(self, current: Context) -> None:
         engine, message = self.engine, self.messages[0]
         span = self._start(current, _attributes(self.operation, message))
-        engine.write(message, self.attach({**current, SPAN_KEY: span}, current))
+        self._carried = inside = self.attach({**current, SPAN_KEY: span}, current)
+        engine.write(message, inside)
         if engine.enriches_sends or message.describe is not None:
             engine.enrich(span, message, engine.settings.publish_hook)
 
     def _carry(self, current: Context) -> None:
+        self._carried = current
         for message in self.messages:
             self.engine.write(message, current)
+
+    def _release(self) -> None:
+        self._context = self._previous = self._carried = None
 
     def _is_within_itself(self, current: Context) -> bool:
         return is_inside_send(current, self.owner)
@@ -348,7 +360,8 @@ class Create:
 class Process(MessageOperation):
     """The handling of one delivery; see ``Engine.process``."""
 
-    _is_counted = True
+    is_counted = True
+    """Whether it is the delivery's first handling, or its only one, for the counters."""
     _missing: str | None = None
     _waited: float | None = None
     _outer: Process | None = None
@@ -380,7 +393,7 @@ class Process(MessageOperation):
         self._missing = found.reason
         links = [Link(found.span_context)] if found.reason is None else []
         if current:
-            self._is_counted = not _is_in_batch(current)
+            self.is_counted = self.is_counted and not _is_in_batch(current)
             _link_ambient(links, current, parent)
         span = self._start(parent, _attributes(self.operation, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
@@ -417,7 +430,7 @@ class Process(MessageOperation):
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
-        if not self._is_counted:
+        if not self.is_counted:
             return
         instruments.consumed.add(1, attributes)
         self._count_missing(instruments, self._missing)

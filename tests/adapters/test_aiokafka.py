@@ -12,8 +12,9 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID
 
 import pytest
@@ -26,6 +27,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -62,8 +65,8 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 class Producer:
     """A producer whose topics have three partitions, and the broker that it never reaches."""
 
-    def __init__(self, **options: Any) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers="kafka.example:9092", client_id="shop", **options)
+    def __init__(self, kind: Any = AIOKafkaProducer, **options: Any) -> None:
+        producer = kind(bootstrap_servers="kafka.example:9092", client_id="shop", **options)
         producer._closed = True  # nothing is to be closed, and it is not to complain
         producer.client._wait_on_metadata = self._wait
         producer._metadata = SimpleNamespace(
@@ -532,6 +535,73 @@ class TestSend:
         assert [set(headers) for headers in producer.headers()] == [{"traceparent"}] * 2
 
     @in_loop
+    async def test_a_subclass_that_sends_more(self, captured_spans: Any, api: Any) -> None:
+        """Its ``send`` adds a header, has an argument of its own, and writes a record of its own before: each record
+        has the headers that were given for it, and a context."""
+
+        class Shop(AIOKafkaProducer):  # type: ignore[misc]
+            async def send(self, topic: str, value: Any, *, tenant: str, headers: Any = None) -> Any:
+                await super().send("audit", b"sent", partition=1, headers=[("audit", b"1")])
+                own = [*(headers or ()), ("tenant", tenant.encode())]
+                return await super().send(topic, value, partition=0, headers=own)
+
+        producer = Producer(kind=Shop)
+        send = api.publish(producer.it.send)
+        future = await send("orders", b"hello", tenant="a", headers=[("mine", b"1")])
+        audit, order = producer.headers()
+        assert (set(audit), set(order)) == ({"audit", "traceparent"}, {"mine", "tenant", "traceparent"})
+        await producer.delivers()
+        await future
+        published = {span.attributes["messaging.destination.name"]: span for span in captured_spans}
+        assert published["orders"].attributes["messaging.destination.partition.id"] == "0"
+        assert f"{published['orders'].context.span_id:016x}".encode() in order["traceparent"]
+
+    @in_loop
+    async def test_a_function_that_hands_no_headers_on(
+        self, captured_spans: Any, instrumentor: adapter.AIOKafkaInstrumentor
+    ) -> None:
+        """The instrumented producer below it puts the context in, with an eye on the size."""
+        guard._logged.clear()
+        producer = Producer(max_request_size=200)
+
+        async def drop(topic: str, value: bytes, *, headers: Any = None) -> Any:
+            return await producer.it.send(topic, value, partition=0)
+
+        async def keep(topic: str, value: bytes, *, headers: Any = None) -> Any:
+            return await producer.it.send(topic, value, partition=0, headers=headers)
+
+        await adapter.traced_publish(drop)("orders", b"x")
+        await adapter.traced_publish(keep)("orders", b"x" * 100)
+        await adapter.traced_publish(keep)("orders", b"x")
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}, set(), {"traceparent"}]
+        await producer.delivers()
+        assert len(captured_spans) == 3
+
+    @in_loop
+    @pytest.mark.parametrize("answer", [None, "sent", SimpleNamespace(partition="0", offset="7")])
+    async def test_a_function_that_answers_something_else(self, captured_spans: Any, answer: Any) -> None:
+        """It is the caller's, and the span ends with it; so with a mock in the producer's place."""
+
+        async def send(topic: str, value: bytes, *, headers: Any = None) -> Any:
+            return answer
+
+        assert await adapter.traced_publish(send)("orders", b"x") is answer
+        mock = AsyncMock(spec=AIOKafkaProducer)
+        assert await adapter.traced_publish(mock.send)("orders", b"x") is mock.send.return_value
+        assert [span.status.status_code for span in captured_spans] == [StatusCode.UNSET] * 2
+        assert not current().is_valid
+
+    @in_loop
+    async def test_captured_headers(self, captured_spans: Any, api: Any) -> None:
+        """As the caller gave them."""
+        producer = Producer()
+        send = adapter.traced_publish(producer.it.send, settings=Settings(capture_headers=("tenant",)))
+        future = await send("orders", b"x", headers=[("tenant", b"a")])
+        await producer.delivers()
+        await future
+        assert only(captured_spans).attributes["messaging.header.tenant"] == ("a",)
+
+    @in_loop
     async def test_the_hook(self, captured_spans: Any) -> None:
         """It is given the call's arguments, before the serializers."""
         seen: list[Any] = []
@@ -937,6 +1007,45 @@ class TestPulling:
         assert not captured_spans.kind(SpanKind.CONSUMER)
 
     @in_loop
+    async def test_a_delivery_is_counted_once(self, captured_spans: Any) -> None:
+        """Whatever handles its record again: what flattened the lists, and then the handler."""
+        reader = InMemoryMetricReader()
+        settings = Settings(meter_provider=MeterProvider([reader]))
+        consumer = Consumer(record(1), record(2))
+        found = await adapter.traced_get(consumer.it.getmany, settings=settings)()
+        for one in [one for some in found.values() for one in some]:
+            with adapter.traced_message(one, settings=settings):
+                pass
+        found_metrics: Any = reader.get_metrics_data()
+        [points] = [
+            metric.data.data_points
+            for metric in found_metrics.resource_metrics[0].scope_metrics[0].metrics
+            if metric.name == "messaging.client.consumed.messages"
+        ]
+        assert sum(point.value for point in points) == 2
+
+    @in_loop
+    @pytest.mark.parametrize("answer", [None, [], {"orders": 1}, MappingProxyType({ORDERS: ()})])
+    async def test_functions_around_a_pull(self, captured_spans: Any, answer: Any) -> None:
+        """Whatever they give is the caller's; a record among it has a receive span, of no consumer."""
+
+        async def getone() -> Any:
+            return answer
+
+        async def getmany() -> Any:
+            return answer
+
+        async def fetch() -> Any:
+            return record()
+
+        assert await adapter.traced_get(getone)() is answer
+        assert await adapter.traced_get(getmany)() is answer
+        assert not captured_spans
+        with adapter.traced_message(await adapter.traced_get(fetch)()):
+            pass
+        assert [span.name for span in captured_spans] == ["poll orders", "process orders"]
+
+    @in_loop
     async def test_traced_messages_and_batches_of_a_list(self, captured_spans: Any, api: Any) -> None:
         """Each explicit word makes its one span a record, or a batch, whatever list it is given."""
         records = (await api.get(Consumer(record(1), record(2)).it.getmany)())[ORDERS]
@@ -1294,6 +1403,23 @@ class TestFaults:
         adapter._end_with(send, Odd())
         assert send.closed
         assert len(caplog.messages) == 2
+
+    @in_loop
+    async def test_of_an_answer(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An answer that does not tell its partition is the caller's all the same."""
+
+        class Answer:
+            @property
+            def partition(self) -> int:
+                raise RuntimeError("not ours, but none of the caller's either")
+
+        answer = Answer()
+
+        async def send(topic: str, value: bytes, *, headers: Any = None) -> Any:
+            return answer
+
+        assert await adapter.traced_publish(send)("orders", b"x") is answer
+        assert len(caplog.messages) == 1
 
     @in_loop
     async def test_of_a_pull_and_a_commit(
