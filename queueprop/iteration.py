@@ -7,7 +7,11 @@ ended it, so an exception in the body ends the span without an error on it.
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, overload
 
 from opentelemetry.context import Context, attach, get_current
@@ -117,23 +121,57 @@ class GeneratorMessages(Messages[T], Generator[T, Any, None]):
 
 class AsyncMessages(_Loop, Generic[T]):
     """As ``Messages``, for ``async for``. Each step must run in the loop's own task (``anext`` under
-    ``asyncio.wait_for`` does not before Python 3.12: the body is outside then)."""
+    ``asyncio.wait_for`` does not before Python 3.12: the body is outside then).
+
+    Several tasks may loop over one of these: each has the span of its own message.
+    """
+
+    _task: weakref.ref[asyncio.Task[Any]] | None = None
 
     def __init__(self, source: AsyncIterator[T], begin: Begin) -> None:
         super().__init__(begin)
         self._source = source
 
     def __aiter__(self) -> AsyncMessages[T]:
-        return self
+        return self if self._other_task() is None else AsyncMessages(self._source, self._begin)
 
     async def __anext__(self) -> T:
         self._move_on()
+        task = _current_task()
+        self._task = None if task is None else weakref.ref(task)
         message = await self._source.__anext__()
         self._enter(message)
         return message
 
     async def aclose(self) -> None:
+        self._end_in_its_task()
         self.leave()
         close = getattr(self._source, "aclose", None)
         if close is not None:
             await close()
+
+    def __del__(self) -> None:
+        self._end_in_its_task()
+        super().__del__()
+
+    def _end_in_its_task(self) -> None:
+        """An async generator around the loop that is left by ``break`` is closed by a task of the event loop's own.
+        What is to be restored is its consumer's context, which Python tells from 3.12 on."""
+        task, current = self._other_task(), _current_task()
+        if task is None or current is None or task.get_loop() is not current.get_loop():
+            return
+        if sys.version_info >= (3, 12):
+            with suppress(RuntimeError):  # that context is in use
+                task.get_context().run(self._move_on)
+
+    def _other_task(self) -> asyncio.Task[Any] | None:
+        """The task that loops over this, where it is not the one at hand and is not over."""
+        task = None if self._task is None else self._task()
+        return None if task is None or task is _current_task() or task.done() else task
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # not under asyncio
+        return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
+from typing import ClassVar
 
 import pytest
 from opentelemetry import trace
@@ -444,6 +446,68 @@ class TestAsyncFor:
                 await asyncio.create_task(messages.aclose())
                 assert len(telemetry.spans) == 1
             assert get_current() is before
+
+        asyncio.run(run())
+        assert len(telemetry.spans) == 1
+
+    def test_tasks_that_share_one(self, telemetry: Telemetry, loop: Loop) -> None:
+        """Each task has the span of its own message, for as long as its own body runs."""
+
+        class Source:
+            numbers: ClassVar = [1, 2]
+
+            def __aiter__(self) -> Source:
+                return self
+
+            async def __anext__(self) -> int:
+                await asyncio.sleep(0)
+                return self.numbers.pop(0)
+
+        messages = iterate_inside(Source(), loop.begin)
+
+        async def consume() -> tuple[int, int, int]:
+            async for number in messages:
+                before = trace_id()
+                await asyncio.sleep(0.01)
+                return number, before, trace_id()
+            raise AssertionError
+
+        async def run() -> list[tuple[int, int, int]]:
+            return list(await asyncio.gather(consume(), consume()))
+
+        assert asyncio.run(run()) == [(1, 1, 1), (2, 2, 2)]
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="Task.get_context() is new in Python 3.12")
+    @pytest.mark.parametrize("way", ["break", "kept"])
+    def test_an_async_generator_around_it(self, telemetry: Telemetry, loop: Loop, way: str) -> None:
+        """Left by ``break`` it is closed by a task of the event loop's own: the consumer's context is restored."""
+
+        async def wrapped() -> AsyncIterator[int]:
+            async for number in iterate_inside(arriving(1, 2), loop.begin):
+                yield number
+
+        async def run() -> None:
+            around = wrapped()
+            async for _ in around:
+                assert trace_id() == 1
+                break
+            if way == "kept":
+                await asyncio.create_task(around.aclose())  # type: ignore[attr-defined]
+            del around
+            while not telemetry.spans:
+                await asyncio.sleep(0)
+            assert trace_id() == 0
+
+        asyncio.run(run())
+
+    def test_closed_by_another_task_of_the_same_message(self, telemetry: Telemetry, loop: Loop) -> None:
+        """The loop goes on to its next step, which finds nothing: its context is as before."""
+        messages = iterate_inside(arriving(1), loop.begin)
+
+        async def run() -> None:
+            async for _ in messages:
+                await asyncio.create_task(messages.aclose())
+            assert trace_id() == 0
 
         asyncio.run(run())
         assert len(telemetry.spans) == 1
