@@ -348,9 +348,15 @@ class _Hooks:
         if self.engine.is_sending(_OWNER):
             return await wrapped(*args, **kwargs)
         try:
-            send = self._send_batch(producer, *_send_batch_arguments(*args, **kwargs))
+            builder, topic, partition = _send_batch_arguments(*args, **kwargs)
         except TypeError:
             return await wrapped(*args, **kwargs)  # as above
+        try:
+            destination = _published_to(topic, partition, producer)
+            batch = _batches.get(builder)
+            created = [] if batch is None else batch.created_for(destination)
+            messages = [Message()] * builder.record_count()
+            send = self.engine.send(destination, messages, owner=_OWNER, created=created)
         except Exception as error:
             guard.fault("preparing the publish of a batch with aiokafka", error)
             return await wrapped(*args, **kwargs)
@@ -360,17 +366,10 @@ class _Hooks:
         except BaseException as error:
             send.close(error)
             raise
+        if batch is not None:
+            batch.leave(builder, destination)
         _end_with(send, future)
         return future
-
-    def _send_batch(self, producer: Any, builder: Any, topic: Any, partition: Any) -> Send:
-        destination = _published_to(topic, partition, producer)
-        batch = _batches.get(builder)
-        created = batch.leave(builder) if batch is not None else []
-        for create in created:
-            create.close(destination)
-        messages = [Message()] * builder.record_count()
-        return self.engine.send(destination, messages, owner=_OWNER, created=created)
 
     # The consumer's side
 
@@ -628,8 +627,8 @@ def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: An
     if _size_of(key, value, written) <= limit:
         return written
     plain = list(given or ())
-    if written == plain:
-        return given
+    if _size_of(key, value, plain) > limit:
+        return written  # nobody has held it against the message, so far
     for names in (("baggage",), ("baggage", "tracestate")):
         shorter = list(written)
         headers.remove(shorter, names)
@@ -663,9 +662,11 @@ async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwarg
         return await wrapped(*args, **kwargs)
     try:
         where, key, value = (_given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value")))
-        if publication.send.span.is_recording() and where.topic == publication.given.topic:
-            publication.send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
-            _note_value(publication.send, value)
+        send, given = publication.send, publication.given
+        if send.span.is_recording() and where.topic == given.topic:
+            if given.partition is None:
+                send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
+            _note_value(send, value)
         written = publication.headers_of_record(key, value, _given(_HEADERS, "headers", args, kwargs))
         args, kwargs = _replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
@@ -707,7 +708,7 @@ def _note_delivery(send: Send, metadata: Any) -> None:
 class _Batch:
     """A ``BatchBuilder`` that is being filled."""
 
-    _pending: tuple[Create, list[Any]] | None = None
+    _pending: tuple[Create, list[Any], list[Any]] | None = None
 
     def __init__(self, engine: Engine, is_active: Callable[[], bool], producer: Any) -> None:
         self._engine = engine
@@ -731,7 +732,7 @@ class _Batch:
             guard.fault("preparing a message of a batch with aiokafka", error)
             return wrapped(*args, **kwargs)
         going_out = list(given or ())
-        self._pending = create, going_out
+        self._pending = create, copied, going_out
         try:
             metadata = wrapped(*args, **{**kwargs, "headers": going_out})
         finally:
@@ -747,18 +748,25 @@ class _Batch:
         if pending is None:
             return key, value
         try:
-            create, going_out = pending
+            create, written, going_out = pending
             _note_value(create, value)
-            going_out[:] = _with_room(self._producer, None, key, value, going_out, create.message.headers)
+            going_out[:] = _with_room(self._producer, None, key, value, going_out, written)
         except Exception as error:
             guard.fault("writing the headers of a message of a batch with aiokafka", error)
         return key, value
 
-    def leave(self, builder: Any) -> list[Create]:
-        """Leaves it to aiokafka, whose own sends may fill it up."""
+    def created_for(self, destination: Destination) -> list[Create]:
+        """The create spans of what is in it: they end, now that it is known where the messages go."""
+        for create in self._created:
+            create.close(destination)
+        return self._created
+
+    def leave(self, builder: Any, destination: Destination) -> None:
+        """Leaves it to aiokafka, whose own sends may fill it up; with what was appended while it waited."""
+        self.created_for(destination)
+        self._created = []
         for name in ("append", "_serialize"):
             vars(builder).pop(name, None)
-        return self._created
 
 
 _batches: weakref.WeakKeyDictionary[Any, _Batch] = weakref.WeakKeyDictionary()
@@ -832,7 +840,7 @@ def _message_of(record: Any, destination: Destination) -> Message:
     timestamp = record.timestamp
     return Message(
         headers=record.headers,
-        body_size=max(record.serialized_value_size, 0),
+        body_size=record.serialized_value_size if record.serialized_value_size >= 0 else None,
         sent_at=timestamp / 1000 if isinstance(timestamp, int) and timestamp >= 0 else None,
         attributes=attributes,
         native=record,

@@ -228,6 +228,9 @@ class Send(MessageOperation):
     def end_with(self, future: Any) -> None:
         """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's."""
         self.detach()
+        self.messages = (_NO_MESSAGE,) * len(
+            self.messages
+        )  # the broker may take its time, and bodies be large
         try:
             future.add_done_callback(self._end_of)
         except Exception as error:
@@ -327,6 +330,7 @@ class Create:
             if not is_suppressed(current):
                 self.start(current)
                 self._made_at = time.time_ns()
+            self.message = _NO_MESSAGE  # its batch may be long in the filling
         except Exception as error:
             guard.fault(f"starting the span of {self.operation.span_name!r}", error)
 

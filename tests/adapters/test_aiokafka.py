@@ -11,6 +11,7 @@ import gc
 import importlib
 import pickle
 import sys
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -688,11 +689,45 @@ class TestBatches:
         send_batch = api.publish(producer.it.send_batch)
         with pytest.raises(AssertionError):
             await send_batch(batch, "orders", partition=99)
+        batch.append(timestamp=None, key=None, value=b"y")
         await send_batch(batch, "orders", partition=0)
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}] * 2
         await producer.delivers()
-        created, failed, sent = captured_spans
-        assert [link.context for link in sent.links] == [link.context for link in failed.links]
-        assert [link.context for link in sent.links] == [created.context]
+        first, failed, second, sent = captured_spans
+        assert [link.context for link in failed.links] == [first.context]
+        assert [link.context for link in sent.links] == [first.context, second.context]
+
+    @in_loop
+    async def test_what_is_appended_while_the_batch_waits(self, captured_spans: Any, api: Any) -> None:
+        """It has a create span, as the others; the batch's span had begun before."""
+        producer = Producer()
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+        sending = asyncio.ensure_future(api.publish(producer.it.send_batch)(batch, "orders", partition=0))
+        await asyncio.sleep(0)  # it waits for the topic's metadata
+        assert not producer.batches
+        batch.append(timestamp=None, key=None, value=b"y")
+        await sending
+        created = captured_spans.named("create orders")
+        carried = [headers["traceparent"].split(b"-")[2].decode() for headers in producer.headers()]
+        assert carried == [f"{span.context.span_id:016x}" for span in created]
+
+    @in_loop
+    async def test_no_value_is_kept(self, captured_spans: Any, api: Any) -> None:
+        """Only aiokafka keeps what it has to send: not what its serializers were given."""
+
+        class Body:
+            pass
+
+        producer = Producer(value_serializer=lambda value: b"x")
+        bodies = [Body(), Body()]
+        kept = [weakref.ref(body) for body in bodies]
+        future = await api.publish(producer.it.send)("orders", bodies.pop(), partition=0)
+        batch = api.create(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=bodies.pop())
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+        assert not future.done()
 
     @in_loop
     async def test_an_excluded_topic(self, captured_spans: Any) -> None:
