@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,13 +16,16 @@ from .brokers import (
     SERVICES,
     Broker,
     BrokerError,
+    KafkaCluster,
     Service,
     Unavailable,
     find,
     in_ci,
 )
+from .brokers import kafka_cluster as kafka_cluster_of
 
 _FOUND = pytest.StashKey[list[str]]()
+_Server = TypeVar("_Server", Broker, KafkaCluster)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,6 +88,21 @@ def private_kafka(pytestconfig: pytest.Config) -> Iterator[Broker]:
         yield broker
 
 
+@pytest.fixture(scope="session")
+def _kafka_cluster(pytestconfig: pytest.Config) -> Iterator[KafkaCluster]:
+    yield from _run(pytestconfig, kafka_cluster_of)
+
+
+@pytest.fixture
+def kafka_cluster(_kafka_cluster: KafkaCluster) -> Iterator[KafkaCluster]:
+    """Three nodes of Kafka, of which a test may stop, kill and start one at a time: ``cluster.nodes[0].kill()``.
+
+    They are the session's (a first start takes seven seconds), and all of them run when a test begins.
+    """
+    yield _kafka_cluster
+    _kafka_cluster.start()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FOUND] = []
     config.pluginmanager.register(matrix, "queueprop-contract")
@@ -114,23 +132,28 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def _serve(config: pytest.Config, service: Service, *, private: bool = False) -> Iterator[Broker]:
-    """A broker that runs, and is gone afterwards. What cannot be had is a skip, and in CI a failure."""
-    broker = _started(config, service, private)
-    config.stash[_FOUND].append(str(broker).splitlines()[0])
-    if isinstance(broker, BrokerError) or (isinstance(broker, Unavailable) and in_ci()):
-        pytest.fail(str(broker), pytrace=False)
-    if isinstance(broker, Unavailable):
-        pytest.skip(str(broker))
+    """A broker that runs, and is gone afterwards."""
+    return _run(config, lambda choice: find(service, choice, private=private))
+
+
+def _run(config: pytest.Config, make: Callable[[str], _Server]) -> Iterator[_Server]:
+    """What cannot be had is a skip, and in CI a failure."""
+    server = _started(config, make)
+    config.stash[_FOUND].append(str(server).splitlines()[0])
+    if isinstance(server, BrokerError) or (isinstance(server, Unavailable) and in_ci()):
+        pytest.fail(str(server), pytrace=False)
+    if isinstance(server, Unavailable):
+        pytest.skip(str(server))
     try:
-        yield broker
+        yield server
     finally:
-        broker.close()
+        server.close()
 
 
-def _started(config: pytest.Config, service: Service, private: bool) -> Broker | Unavailable | BrokerError:
+def _started(config: pytest.Config, make: Callable[[str], _Server]) -> _Server | Unavailable | BrokerError:
     try:
-        broker = find(service, str(config.getoption("--brokers", "auto")), private=private)
-        broker.start()
+        server = make(str(config.getoption("--brokers", "auto")))
+        server.start()
     except (Unavailable, BrokerError) as error:
         return error
-    return broker
+    return server

@@ -16,8 +16,20 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from .brokers import RABBITMQ, REDIS, Broker, BrokerError, Service, Unavailable, find, in_ci
+from .brokers import (
+    KAFKA,
+    RABBITMQ,
+    REDIS,
+    Broker,
+    BrokerError,
+    KafkaCluster,
+    Service,
+    Unavailable,
+    find,
+    in_ci,
+)
 from .brokers.broker import EnvironmentBroker, Protocol
+from .brokers.kafka import addresses
 from .brokers.program import Port, ProgramBroker
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -194,6 +206,21 @@ class TestRabbitMQ:
     def test_nothing_outlives_pytest(self, pytestconfig: pytest.Config, tmp_path: Path) -> None:
         """A pytest that is killed leaves no node, no port mapper and no folder behind."""
         _assert_nothing_outlives_pytest(pytestconfig, RABBITMQ, tmp_path, signal.SIGKILL)
+
+
+class TestKafkaCluster:
+    @pytest.mark.parametrize("end", ["stop", "kill"])
+    def test_a_node_that_ends_may_come_back(self, kafka_cluster: KafkaCluster, end: str) -> None:
+        """Stopped in order or killed: its port refuses, the others go on, and it is back where it was."""
+        assert kafka_cluster.url == f"kafka://{','.join(addresses(node.url) for node in kafka_cluster.nodes)}"
+        first, *others = kafka_cluster.nodes
+        getattr(first, end)()
+        assert not first.is_running
+        with pytest.raises(OSError, match="refused"):
+            _connect(first.url)
+        for node in others:
+            KAFKA.protocol.handshake(node.url, 2)
+        assert first.start() == first.url
 
 
 class _Script(ProgramBroker):

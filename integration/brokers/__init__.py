@@ -9,7 +9,7 @@ Nothing is ever installed here.
 """
 
 from .broker import Broker, BrokerError, Unavailable
-from .kafka import KAFKA
+from .kafka import KAFKA, KafkaCluster, kafka_cluster
 from .ladder import CHOICES, SERVICES, Service, find, in_ci
 from .rabbitmq import RABBITMQ
 from .redis import REDIS
@@ -24,8 +24,10 @@ __all__ = [
     "SERVICES",
     "Broker",
     "BrokerError",
+    "KafkaCluster",
     "Service",
     "Unavailable",
     "find",
     "in_ci",
+    "kafka_cluster",
 ]

@@ -13,15 +13,18 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from .broker import Broker, BrokerError, Protocol, Unavailable
 from .container import ContainerBroker
 from .ladder import Service
-from .program import ProgramBroker
+from .program import Port, ProgramBroker
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
@@ -40,13 +43,66 @@ def addresses(url: str) -> str:
 
 def _handshake(url: str, timeout: float) -> None:
     """Ask for the versions of its protocol, and for the cluster: until it has a controller it makes no topics."""
+    if not _metadata(url, timeout, topics=0).ports:
+        raise OSError("the cluster has no brokers yet")
+
+
+def _member_handshake(url: str, timeout: float) -> None:
+    """A node of a cluster is back when it is one of the brokers and has again what it is to keep."""
+    found = _metadata(url, timeout, topics=-1)
+    own = [number for number, port in found.ports.items() if port == urlsplit(url).port]
+    if not own:
+        raise OSError("the cluster does not count the node yet")
+    for topic, replicas, in_sync in found.partitions:
+        if own[0] in replicas and own[0] not in in_sync:
+            raise OSError(f"the node is behind with {topic}")
+
+
+class _Metadata(NamedTuple):
+    """``ports`` by the numbers of the nodes; of each partition the topic, its replicas, and those in sync."""
+
+    ports: Mapping[int, int]
+    partitions: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+
+
+def _metadata(url: str, timeout: float, *, topics: int) -> _Metadata:
+    """What the first of the addresses knows; ``topics`` is -1 for all of them and 0 for none."""
     host, _, port = addresses(url).split(",")[0].rpartition(":")
     with socket.create_connection((host, int(port)), timeout) as stream:
         _ask(stream, _API_VERSIONS, 0, b"")
-        answer = _ask(stream, _METADATA, 1, struct.pack(">i", 0))
-    [brokers] = struct.unpack_from(">i", answer)
-    if brokers < 1:
-        raise OSError("the cluster has no brokers yet")
+        answer = _Answer(_ask(stream, _METADATA, 1, struct.pack(">i", topics)))
+    ports = {}
+    for _ in range(answer.number(">i")):
+        number, _, ports[number], _ = answer.number(">i"), answer.text(), answer.number(">i"), answer.text()
+    answer.number(">i")  # the controller
+    partitions = []
+    for _ in range(answer.number(">i")):
+        _, topic, _ = answer.number(">h"), answer.text(), answer.number(">b")
+        for _ in range(answer.number(">i")):
+            answer.number(">hii")  # an error, the partition, its leader
+            partitions.append((topic, answer.numbers(), answer.numbers()))
+    return _Metadata(ports, partitions)
+
+
+class _Answer:
+    """Reads an answer from its first byte to its last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def number(self, form: str) -> int:
+        """The first of the numbers in this form of ``struct``."""
+        self._at += struct.calcsize(form)
+        return int(struct.unpack_from(form, self._data, self._at - struct.calcsize(form))[0])
+
+    def numbers(self) -> list[int]:
+        return [self.number(">i") for _ in range(self.number(">i"))]
+
+    def text(self) -> str:
+        size = max(self.number(">h"), 0)  # -1 is nothing
+        self._at += size
+        return self._data[self._at - size : self._at].decode()
 
 
 def _ask(stream: socket.socket, key: int, version: int, body: bytes) -> bytes:
@@ -70,22 +126,59 @@ def _read(stream: socket.socket, size: int) -> bytes:
 
 
 _PROTOCOL = Protocol("Kafka", _handshake, patience=90)
+_MEMBER_PROTOCOL = replace(_PROTOCOL, handshake=_member_handshake)
 
 
-class _Node(ProgramBroker):
-    """A private node, broker and controller in one (KRaft), from the jars in a folder."""
+class _Kafka(NamedTuple):
+    """What a node is made of."""
 
-    def __init__(self, java: str, jars: Path, what: str) -> None:
-        super().__init__(_PROTOCOL, "native", what)
-        self._java = [java, "-Xmx512m", "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"]
+    java: str
+    jars: Path
+    what: str
+
+    def command(self, megabytes: int) -> list[str]:
+        # A node lives for minutes at most: the second compiler and the other collectors cost more than they give.
+        options = (f"-Xmx{megabytes}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
+        return [self.java, *options, "-cp", f"{self.jars}/*"]
+
+
+class _Quorum:
+    """What the nodes of one cluster agree on: its id, and where their controllers answer."""
+
+    def __init__(self, size: int) -> None:
+        self.id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        self.controllers = [Port() for _ in range(size)]
+
+    @property
+    def properties(self) -> str:
+        """A cluster of three works on without one of them, whichever that is."""
+        size = len(self.controllers)
+        voters = (f"{number}@127.0.0.1:{port.number}" for number, port in enumerate(self.controllers, 1))
+        return _QUORUM_PROPERTIES.format(voters=",".join(voters), size=size, majority=size // 2 + 1)
+
+
+class Node(ProgramBroker):
+    """A private node, broker and controller in one (KRaft), alone or one of a cluster.
+
+    ``number`` is its id in the cluster, from 1. A node of a cluster may be stopped in order (``stop()``, SIGTERM)
+    or killed (``kill()``, SIGKILL), and started again on its port with what it had on disk (``start()``).
+    """
+
+    def __init__(self, kafka: _Kafka, quorum: _Quorum | None = None, number: int = 1) -> None:
+        super().__init__(_PROTOCOL if quorum is None else _MEMBER_PROTOCOL, "native", kafka.what)
+        self.number = number
+        self._kafka = kafka
+        self._quorum = quorum
 
     def _prepare(self, folder: Path) -> None:
-        port, controller = self._port(), self._port()
+        quorum = self._quorum or _Quorum(1)
+        port, controller = self._port(), quorum.controllers[self.number - 1]
+        self._ports.append(controller)
         self.url = f"kafka://127.0.0.1:{port}"
         properties = folder / "kafka.properties"
-        properties.write_text(_PROPERTIES.format(port=port, controller=controller, folder=folder))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = [*self._java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+        own = _PROPERTIES.format(number=self.number, port=port, controller=controller.number, folder=folder)
+        properties.write_text(own + quorum.properties)
+        tool = [*self._command(), "kafka.tools.StorageTool", "format", "-t", quorum.id, "-c", str(properties)]
         done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise BrokerError(
@@ -93,13 +186,62 @@ class _Node(ProgramBroker):
             )
 
     def _run(self, folder: Path) -> None:
-        self._program([*self._java, "kafka.Kafka", str(folder / "kafka.properties")])
+        self._program([*self._command(), "kafka.Kafka", str(folder / "kafka.properties")])
+
+    def _command(self) -> list[str]:
+        return self._kafka.command(512 if self._quorum is None else 256)
+
+
+class KafkaCluster:
+    """Three nodes that keep every topic three times, and write when two of them have it.
+
+    ``url`` names all of them, ``nodes`` are each to be stopped, killed and started; one at a time, or the
+    others have no majority. ``str()`` tells what runs.
+    """
+
+    def __init__(self, kafka: _Kafka) -> None:
+        quorum = _Quorum(3)
+        self.nodes = [Node(kafka, quorum, number) for number in (1, 2, 3)]
+
+    def __str__(self) -> str:
+        return f"{self.nodes[0]}, a cluster of {len(self.nodes)}"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{','.join(addresses(node.url) for node in self.nodes)}"
+
+    def start(self) -> str:
+        """Start every node, or those that do not run, and return the URL once all of them answer.
+
+        Raises BrokerError when one ends or stays silent; nothing is left running then.
+        """
+        stopped = [node for node in self.nodes if not node.is_running]
+        try:
+            with ThreadPoolExecutor(len(self.nodes)) as threads:  # the first answers when it has a majority
+                list(threads.map(Node.start, stopped))
+            self._await_each_other()
+        except BaseException:
+            self.close()
+            raise
+        return self.url
+
+    def _await_each_other(self) -> None:
+        deadline = time.monotonic() + _MEMBER_PROTOCOL.patience
+        while any(len(_metadata(node.url, 2.0, topics=0).ports) < len(self.nodes) for node in self.nodes):
+            if time.monotonic() >= deadline:
+                raise BrokerError(f"the nodes of {self} did not find each other")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """Kill the nodes, since the last one would wait for the others, and remove what belongs to them."""
+        for node in self.nodes:
+            node.kill()
+            node.close()
 
 
 _PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
+node.id={number}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
@@ -107,11 +249,21 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={folder}/data
 num.partitions=1
 offsets.topic.num.partitions=1
-offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
+log.cleaner.dedupe.buffer.size=4194304
+"""
+
+# A node that was killed is given up after four seconds instead of nine.
+_QUORUM_PROPERTIES = """\
+controller.quorum.voters={voters}
+default.replication.factor={size}
+min.insync.replicas={majority}
+offsets.topic.replication.factor={size}
+transaction.state.log.replication.factor={size}
+transaction.state.log.min.isr={majority}
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
 """
 
 
@@ -160,7 +312,24 @@ class _Container(ContainerBroker):
         return f"kafka://{host}:{port}"
 
 
+def kafka_cluster(choice: str = "auto") -> KafkaCluster:
+    """Three private nodes, not yet started. ``choice`` is one of CHOICES.
+
+    Raises Unavailable with the reason where there is no Java, or another rung than the private programs is asked for.
+    """
+    if choice not in ("auto", "native"):
+        raise Unavailable(f"no cluster of Kafka for the tests ({choice}: only private programs make one)")
+    try:
+        return KafkaCluster(_kafka())
+    except Unavailable as reason:
+        raise Unavailable(f"no cluster of Kafka for the tests (native: {reason})") from None
+
+
 def _native() -> Broker:
+    return Node(_kafka())
+
+
+def _kafka() -> _Kafka:
     java = shutil.which("java")
     if not java:
         raise Unavailable("java is not on the PATH")
@@ -168,9 +337,9 @@ def _native() -> Broker:
     if start:
         jars = Path(start).resolve().parent.parent / "libs"
         if jars.is_dir():
-            return _Node(java, jars, "Kafka on the PATH")
+            return _Kafka(java, jars, "Kafka on the PATH")
     version = _version()
-    return _Node(java, _jars_by_maven(version), f"Kafka {version}")
+    return _Kafka(java, _jars_by_maven(version), f"Kafka {version}")
 
 
 def _version() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,11 @@ class Program:
     def stop(self) -> None:
         """End the program, in order if it can be, and wait for it."""
         self._keeper.terminate()
+        self._keeper.wait()
+
+    def kill(self) -> None:
+        """End the program with SIGKILL, and wait for it."""
+        self._keeper.send_signal(signal.SIGUSR1)
         self._keeper.wait()
 
 
@@ -98,9 +104,19 @@ class ProgramBroker(Broker):
         self._ports: list[Port] = []
         self._programs: list[Program] = []
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return bool(self._programs)
+
     def stop(self) -> None:
         while self._programs:
             self._programs.pop().stop()
+
+    def kill(self) -> None:
+        """End the broker with SIGKILL. Its port and what it has on disk stay, for the next ``start()``."""
+        while self._programs:
+            self._programs.pop().kill()
 
     def close(self) -> None:
         self.stop()
