@@ -178,7 +178,8 @@ class Node(ProgramBroker):
         properties = folder / "kafka.properties"
         own = _PROPERTIES.format(number=self.number, port=port, controller=controller.number, folder=folder)
         properties.write_text(own + quorum.properties)
-        tool = [*self._command(), "kafka.tools.StorageTool", "format", "-t", quorum.id, "-c", str(properties)]
+        tool = [*self._command(), "kafka.tools.StorageTool", "format"]
+        tool += [f"--cluster-id={quorum.id}", f"--config={properties}"]  # an id may begin with a hyphen
         done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise BrokerError(
