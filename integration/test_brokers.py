@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -208,6 +209,54 @@ class TestRabbitMQ:
         _assert_nothing_outlives_pytest(pytestconfig, RABBITMQ, tmp_path, signal.SIGKILL)
 
 
+class TestKafka:
+    def test_it_answers(self, kafka_broker: Broker) -> None:
+        """The session's Kafka answers at each of the addresses of its URL."""
+        for address in addresses(kafka_broker.url).split(","):
+            KAFKA.protocol.handshake(f"kafka://{address}", 5)
+
+    def test_a_restart_keeps_url_and_data(self, private_kafka: Broker) -> None:
+        """A record outlives a restart, and its broker is where it was."""
+        aiokafka = pytest.importorskip("aiokafka")
+        url = private_kafka.url
+        partition = aiokafka.TopicPartition("kept", 0)
+
+        async def write() -> None:
+            async with aiokafka.AIOKafkaProducer(bootstrap_servers=addresses(url)) as producer:
+                await producer.send_and_wait("kept", b"one", partition=0)
+
+        async def read() -> object:
+            async with aiokafka.AIOKafkaConsumer(bootstrap_servers=addresses(url)) as consumer:
+                consumer.assign([partition])
+                consumer.seek(partition, 0)
+                return (await asyncio.wait_for(consumer.getone(), 30)).value
+
+        asyncio.run(write())
+        private_kafka.stop()
+        with pytest.raises(OSError, match="refused"):
+            _connect(url)
+        assert private_kafka.start() == url
+        assert asyncio.run(read()) == b"one"
+
+    def test_the_mock_cluster_says_that_it_cannot_come_back(self) -> None:
+        """A mock cluster that is to be stopped says why it is not, and goes on; closed, it is gone."""
+        pytest.importorskip("confluent_kafka")
+        broker = find(KAFKA, "embedded")
+        broker.start()
+        try:
+            with pytest.raises(Unavailable, match=r"mock cluster\) cannot be started again"):
+                broker.restart()
+            KAFKA.protocol.handshake(broker.url, 2)
+        finally:
+            broker.close()
+        with pytest.raises(OSError, match="refused"):
+            _connect(broker.url)
+
+    def test_nothing_outlives_pytest(self, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+        """A pytest that is killed leaves no node and no folder behind."""
+        _assert_nothing_outlives_pytest(pytestconfig, KAFKA, tmp_path, signal.SIGKILL)
+
+
 class TestKafkaCluster:
     @pytest.mark.parametrize("end", ["stop", "kill"])
     def test_a_node_that_ends_may_come_back(self, kafka_cluster: KafkaCluster, end: str) -> None:
@@ -260,7 +309,7 @@ def _private(config: pytest.Config, service: Service) -> Broker:
 
 
 def _connect(url: str) -> None:
-    where = urlsplit(url)
+    where = urlsplit(url.split(",")[0])
     socket.create_connection((where.hostname or "", where.port or 0), 2).close()
 
 
@@ -288,8 +337,9 @@ def test_it({fixture}):
 def _assert_nothing_outlives_pytest(
     config: pytest.Config, service: Service, folder: Path, number: signal.Signals
 ) -> None:
-    _private(config, service)
-    test = _WAITING.format(fixture=f"private_{service.name.lower()}", folder=str(folder))
+    embedded = _private(config, service).rung == "embedded" and service is KAFKA
+    name = "kafka_broker" if embedded else f"private_{service.name.lower()}"  # private is what may be stopped
+    test = _WAITING.format(fixture=name, folder=str(folder))
     run = subprocess.Popen(
         _pytest(folder, test, f"--brokers={config.getoption('--brokers', 'auto')}"),
         stdout=subprocess.PIPE,

@@ -33,7 +33,7 @@ TYPED_AS_USERS_WRITE = ("queueprop", "tests/typing")
 PARALLEL = ("-q", "run-parallel", "--parallel", "3", "--parallel-no-spinner")
 
 # As integration/brokers asks for them.
-IMAGES = ("redis:8", "rabbitmq:4")
+IMAGES = ("redis:8", "rabbitmq:4", "confluentinc/cp-kafka:7.6.0")
 
 
 class Stop(Exception):

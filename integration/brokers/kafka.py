@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import struct
@@ -299,7 +300,11 @@ class _Mock(ProgramBroker):
 
 
 class _Container(ContainerBroker):
+    """Its data and its port outlive ``stop()``; what it is configured by is written again at each start."""
+
     port = 9093  # KafkaContainer's own
+    # Process 1 is a shell that waits for the server, and keeps signals from it.
+    stop_command = ("sh", "-c", "kill $(grep -lz 'kafka[.]Kafka' /proc/[0-9]*/cmdline | cut -d/ -f3)")
 
     def __init__(self) -> None:
         super().__init__(_PROTOCOL, _IMAGE)
@@ -307,19 +312,22 @@ class _Container(ContainerBroker):
     def _make(self) -> DockerContainer:
         from testcontainers.community.kafka import KafkaContainer
 
-        return KafkaContainer(self.what, port=self.port).with_kraft()
+        class WithoutWait(KafkaContainer):
+            def tc_start(self) -> None:
+                super().tc_start()
+                self.wait_for = re.compile("")  # ours comes next: it has a deadline, and shows the log
+
+        container = WithoutWait(self.what, port=self.port).with_kraft()
+        for name in ("REPLICATION_FACTOR", "MIN_ISR"):
+            container.with_env(f"KAFKA_TRANSACTION_STATE_LOG_{name}", "1")
+        return container
 
     def _url(self, host: str, port: int) -> str:
         return f"kafka://{host}:{port}"
 
 
-def kafka_cluster(choice: str = "auto") -> KafkaCluster:
-    """Three private nodes, not yet started. ``choice`` is one of CHOICES.
-
-    Raises Unavailable with the reason where there is no Java, or another rung than the private programs is asked for.
-    """
-    if choice not in ("auto", "native"):
-        raise Unavailable(f"no cluster of Kafka for the tests ({choice}: only private programs make one)")
+def kafka_cluster() -> KafkaCluster:
+    """Three private nodes, not yet started. Raises Unavailable with the reason."""
     try:
         return KafkaCluster(_kafka())
     except Unavailable as reason:
