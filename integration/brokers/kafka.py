@@ -130,6 +130,10 @@ _PROTOCOL = Protocol("Kafka", _handshake, patience=90)
 _MEMBER_PROTOCOL = replace(_PROTOCOL, handshake=_member_handshake)
 
 
+_SHORT_LIVED = "-XX:TieredStopAtLevel=1"
+"""Of a Java that lives for minutes: its second compiler costs more than it gives."""
+
+
 class _Kafka(NamedTuple):
     """What a node is made of."""
 
@@ -138,8 +142,7 @@ class _Kafka(NamedTuple):
     what: str
 
     def command(self, megabytes: int) -> list[str]:
-        # A node lives for minutes at most: the second compiler and the other collectors cost more than they give.
-        options = (f"-Xmx{megabytes}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
+        options = (f"-Xmx{megabytes}m", _SHORT_LIVED, "-XX:+UseSerialGC", "-Dlog4j2.level=WARN")
         return [self.java, *options, "-cp", f"{self.jars}/*"]
 
 
@@ -320,7 +323,7 @@ class _Container(ContainerBroker):
         container = WithoutWait(self.what, port=self.port).with_kraft()
         for name in ("REPLICATION_FACTOR", "MIN_ISR"):
             container.with_env(f"KAFKA_TRANSACTION_STATE_LOG_{name}", "1")
-        return container
+        return container.with_env("JAVA_TOOL_OPTIONS", _SHORT_LIVED)
 
     def _url(self, host: str, port: int) -> str:
         return f"kafka://{host}:{port}"
