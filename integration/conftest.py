@@ -80,6 +80,14 @@ def kafka_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
+def kafka_mock_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """The session's mock cluster, also where there is a Kafka."""
+    if pytestconfig.getoption("--brokers", "auto") not in ("auto", "embedded"):
+        pytest.skip("the mock cluster is embedded alone")
+    yield from _run(pytestconfig, lambda choice: find(KAFKA, "embedded"))
+
+
+@pytest.fixture(scope="session")
 def private_kafka(pytestconfig: pytest.Config) -> Iterator[Broker]:
     """A Kafka that tests may stop and start; each leaves it running. The mock cluster cannot come back."""
     for broker in _serve(pytestconfig, KAFKA, private=True):

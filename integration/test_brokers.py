@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -56,6 +57,21 @@ class TestLadder:
         """A rung that cannot be had is passed over; those below the first that can are not tried."""
         monkeypatch.delenv("QUEUEPROP_TEST_URL", raising=False)
         assert find(_service()).rung == "native"
+
+    @pytest.mark.parametrize(
+        ("ci", "choice", "taken"), [("", "auto", True), ("true", "auto", False), ("true", "native", True)]
+    )
+    def test_a_stand_in_is_not_for_ci(
+        self, monkeypatch: pytest.MonkeyPatch, ci: str, choice: str, taken: bool
+    ) -> None:
+        """What only imitates a broker is taken on a laptop, and in CI where --brokers names its rung."""
+        monkeypatch.setenv("CI", ci)
+        service = replace(_service(), rungs={"native": lambda: _Script("")}, stand_ins=("native",))
+        if taken:
+            assert find(service, choice).rung == "native"
+            return
+        with pytest.raises(Unavailable, match="native: only a stand-in, and this is CI"):
+            find(service, choice)
 
     def test_every_rung_says_why_it_cannot_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The reason names each rung that was tried."""

@@ -1,4 +1,4 @@
-"""The contract, through aiokafka on a live Kafka, or on librdkafka's mock cluster."""
+"""The contract, through aiokafka: on a live Kafka, and one column on librdkafka's mock cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("aiokafka")
 
 from integration.contract.suite import Contract
-from integration.drivers.aiokafka import AIOKafkaDriver
+from integration.drivers.aiokafka import AIOKafkaDriver, MockClusterDriver
 
 # A process that forks to be killed has the SDK's threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -15,3 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 class TestAIOKafka(Contract):
     driver = AIOKafkaDriver
+
+
+class TestMockCluster(Contract):
+    driver = MockClusterDriver

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
 _IMAGE = "confluentinc/cp-kafka:7.6.0"
+_JAVA = 17  # what brokers of Kafka 4 need
 _POM = Path(__file__).with_name("kafka_pom.xml")
 _MOCK = Path(__file__).with_name("kafka_mock.py")
 
@@ -342,9 +343,7 @@ def _native() -> Broker:
 
 
 def _kafka() -> _Kafka:
-    java = shutil.which("java")
-    if not java:
-        raise Unavailable("java is not on the PATH")
+    java = _java()
     start = shutil.which("kafka-server-start.sh") or shutil.which("kafka-server-start")
     if start:
         jars = Path(start).resolve().parent.parent / "libs"
@@ -352,6 +351,17 @@ def _kafka() -> _Kafka:
             return _Kafka(java, jars, "Kafka on the PATH")
     version = _version()
     return _Kafka(java, _jars_by_maven(version), f"Kafka {version}")
+
+
+def _java() -> str:
+    java = shutil.which("java")
+    if not java:
+        raise Unavailable("java is not on the PATH")
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
+    version = re.search(r'version "(\d+)', told)
+    if not version or int(version[1]) < _JAVA:
+        raise Unavailable(f"the java on the PATH is not Java {_JAVA} or newer: {told.strip()[:100]}")
+    return java
 
 
 def _version() -> str:
@@ -402,4 +412,5 @@ KAFKA = Service(
     _PROTOCOL,
     "QUEUEPROP_KAFKA_URL",
     {"containers": _Container, "native": _native, "embedded": _embedded},
+    stand_ins=("embedded",),
 )

@@ -17,11 +17,13 @@ class Service:
     """One kind of broker: the environment variable that may name one, and the rungs below in their order.
 
     A rung is a function that returns a broker, not yet started, or raises Unavailable with the reason.
+    ``stand_ins`` are those of the rungs that only imitate the broker: CI takes them where it names them.
     """
 
     protocol: Protocol
     variable: str
     rungs: Mapping[Rung, Callable[[], Broker]]
+    stand_ins: tuple[Rung, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,6 +49,9 @@ def find(service: Service, choice: str = "auto", *, private: bool = False) -> Br
     reasons = [] if url or choice != "auto" else [f"url: {service.variable} is not set"]
     for rung, make in service.rungs.items():
         if choice not in ("auto", rung):
+            continue
+        if choice == "auto" and rung in service.stand_ins and in_ci():
+            reasons.append(f"{rung}: only a stand-in, and this is CI")
             continue
         try:
             return make()

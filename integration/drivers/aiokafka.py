@@ -55,12 +55,12 @@ class AIOKafkaDriver(Driver):
         Refusal("left uncommitted"),
     )
     styles: ClassVar[Sequence[str]] = ("async for", "getone", "getmany")
+    table = "aiokafka"
+    """The table of the matrix that its columns are in."""
 
     @classmethod
     def columns(cls) -> Sequence[Column]:
-        return [
-            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
-        ]
+        return [Column(cls.table, style, api) for style in cls.styles for api in ("explicit", "instrumentor")]
 
     @classmethod
     def lacks(cls, column: Column) -> Mapping[Need, str]:
@@ -588,6 +588,25 @@ class AIOKafkaDriver(Driver):
             "server.address": host,
             "server.port": int(port),
         }
+
+
+class MockClusterDriver(AIOKafkaDriver):
+    """One column on librdkafka's mock cluster, also where there is a Kafka."""
+
+    broker = "kafka_mock"
+    table = "aiokafka on the mock cluster"
+
+    @classmethod
+    def columns(cls) -> Sequence[Column]:
+        return [Column(cls.table, "async for", "instrumentor")]
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        return {**super().lacks(column), "restart": "the mock cluster cannot be started again where it was"}
+
+    @classmethod
+    def many(cls, column: Column) -> int:
+        return 1_000
 
 
 class _LeftError(Exception):
