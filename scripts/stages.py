@@ -35,6 +35,10 @@ PARALLEL = ("-q", "run-parallel", "--parallel", "3", "--parallel-no-spinner")
 # As integration/brokers asks for them.
 IMAGES = ("redis:8", "rabbitmq:4", "confluentinc/cp-kafka:7.6.0")
 
+# Kafka needs Java 17 or newer; a release of Debian or Ubuntu has one or two of these.
+JAVA = "openjdk-17-jre-headless|openjdk-21-jre-headless|default-jre-headless"
+FETCH_KAFKA = "from integration.brokers import KAFKA, find; find(KAFKA, 'native')"
+
 
 class Stop(Exception):
     """A stage failed; the text says at what."""
@@ -145,8 +149,14 @@ def tox(
 
 def install_missing_brokers() -> None:
     """Installs, as root on Debian and Ubuntu, what no wheel embeds and no container engine can bring."""
-    missing = [package for package, needed in brokers().items() if needed]
-    if not missing or docker_answers():
+    if docker_answers():
+        return
+    install([package for package, needed in brokers().items() if needed])
+    fetch_kafka()
+
+
+def install(missing: Sequence[str]) -> None:
+    if not missing:
         return
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
@@ -158,7 +168,25 @@ def install_missing_brokers() -> None:
         "DEBIAN_FRONTEND": "noninteractive",
     }  # in runlevel 1 no package starts its server
     run(apt, "update", "-qq")
-    run(apt, "install", "-y", "-qq", *missing, environment=quiet)
+    run(apt, "install", "-y", "-qq", *map(offered, missing), environment=quiet)
+
+
+def offered(packages: str) -> str:
+    """The first of the packages, `a|b|c`, that the distribution has."""
+    *names, last = packages.split("|")
+    known = (
+        it for it in names if not subprocess.run(["apt-cache", "show", it], capture_output=True).returncode
+    )
+    return next(known, last)
+
+
+def fetch_kafka() -> None:
+    """Once, before the environments that run at the same time would each do it. Nothing where the jars are there."""
+    if has("QUEUEPROP_KAFKA_URL"):
+        return
+    result = subprocess.run([sys.executable, "-c", FETCH_KAFKA], stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        say(f"no Kafka from its jars: {result.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def brokers() -> dict[str, bool]:
@@ -167,6 +195,9 @@ def brokers() -> dict[str, bool]:
     return {
         "redis-server": not embedded and not has("QUEUEPROP_REDIS_URL", "valkey-server", "redis-server"),
         "rabbitmq-server": not has("QUEUEPROP_RABBITMQ_URL", "rabbitmq-server"),
+        # Kafka itself is no package: Maven fetches its jars.
+        JAVA: not has("QUEUEPROP_KAFKA_URL", "java"),
+        "maven": not has("QUEUEPROP_KAFKA_URL", "mvn", "kafka-server-start.sh", "kafka-server-start"),
     }
 
 
