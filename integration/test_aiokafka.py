@@ -12,8 +12,14 @@ import contextlib
 import copy
 import functools
 import gc
+import itertools
 import json
+import multiprocessing
+import os
 import pickle
+import signal
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -38,11 +44,11 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from integration.brokers import Broker
+from integration.brokers import Broker, KafkaCluster
 from integration.brokers.kafka import addresses
 from integration.contract.run import only
 from integration.contract.telemetry import DEADLINE, SpanRecord, Telemetry, ambient_span, telemetry
-from queueprop import Settings
+from queueprop import Settings, guard
 from queueprop.adapters import aiokafka as adapter
 
 STALE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -191,11 +197,16 @@ def unique(name: str) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
-async def create_topic(servers: str, topic: str, partitions: int, replicas: int = 1) -> None:
+async def create_topic(servers: str, topic: str, partitions: int = 1, led_by: int | None = None) -> None:
+    """``led_by`` is a node of three, which is the partition's leader."""
+    new = NewTopic(topic, partitions, 1)
+    if led_by is not None:
+        followers = [number for number in (1, 2, 3) if number != led_by]
+        new = NewTopic(topic, -1, -1, {0: [led_by, *followers]})
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(topic, partitions, replicas)])
+        await admin.create_topics([new])
     finally:
         await admin.close()
 
@@ -219,7 +230,8 @@ def producing(servers: str, **options: Any) -> AIOKafkaProducer:
 
 
 def consuming(servers: str, *topics: str, **options: Any) -> AIOKafkaConsumer:
-    given = {"auto_offset_reset": "earliest", "enable_auto_commit": False, **options}
+    # Whatever else is asked of a broker waits behind the fetch that waits there for something to read.
+    given = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "fetch_max_wait_ms": 50, **options}
     return AIOKafkaConsumer(*topics, bootstrap_servers=servers, **given)
 
 
@@ -401,18 +413,33 @@ class TestHeaders:
         assert len(complaints) == (room != 200)
 
     @in_loop
-    async def test_a_stale_context_is_dropped_also_where_there_is_no_room_for_the_new_one(
+    async def test_baggage_gives_way_before_the_trace_does(
         self, tracing: Tracing, spans: Spans, servers: str, topic: str
     ) -> None:
-        """Baggage makes the new one too large. Without any the message is a root, and not part of an old trace."""
-        headers = [("traceparent", STALE.encode()), ("tenant", b"a")]
+        """Where there is room for the one and not for the other; nothing stale fills it."""
+        headers = [("traceparent", STALE.encode()), ("tenant", b"a"), ("baggage", b"old=1")]
         async with producing(servers, max_request_size=1_000) as producer:
             with baggage_of(tenant="b" * 900):
                 publish = tracing.publish(producer.send_and_wait)
                 await publish(topic, b"x" * 500, partition=0, headers=headers)
         record = only(await read(servers, topic, 1))
-        assert record.value == b"x" * 500
+        assert contexts(record) == [only(spans.of("send")).context]
+        assert sorted(name for name, _ in record.headers) == ["tenant", "traceparent"]
+
+    @in_loop
+    async def test_a_stale_context_is_dropped_also_where_there_is_no_room_for_the_new_one(
+        self, tracing: Tracing, spans: Spans, servers: str, topic: str
+    ) -> None:
+        """The message begins a trace then, and is no part of an old one."""
+        headers = [("baggage", b"old=1"), ("tenant", b"a")]
+        value = b"x" * (996 - DefaultRecordBatchBuilder.estimate_size_in_bytes(b"k", b"", headers))
+        async with producing(servers, max_request_size=1_000) as producer:
+            publish = tracing.publish(producer.send_and_wait)
+            await publish(topic, value, b"k", partition=0, headers=headers)
+        record = only(await read(servers, topic, 1))
+        assert record.value == value
         assert record.headers == (("tenant", b"a"),)
+        assert headers == [("baggage", b"old=1"), ("tenant", b"a")]
 
     def test_a_message_that_is_too_large_anyway_is_refused_as_it_is_without_queueprop(
         self, as_without: Callable[[Program], Any], spans: Spans, servers: str, topic: str
@@ -769,17 +796,22 @@ class TestBatches:
     async def test_headers_that_alone_would_make_a_message_of_a_batch_too_large_are_left_out(
         self, tracing: Tracing, spans: Spans, servers: str, topic: str
     ) -> None:
-        """What is in it goes out, and without a stale context."""
+        """The message is in the batch all the same; baggage gives way first, and nothing stale stays."""
+        headers = [("baggage", b"old=1"), ("tenant", b"a")]
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(b"k", b"", headers)
+        bodies = [b"x" * 500, b"x" * 501, b"x" * (996 - size)]
         async with producing(servers, max_request_size=1_000) as producer:
             batch = tracing.create_batch(producer.create_batch)()
-            headers = [("traceparent", STALE.encode()), ("tenant", b"a")]
-            for members in ({}, {"tenant": "b" * 900}):
-                with baggage_of(**members):
-                    assert batch.append(timestamp=None, key=b"k", value=b"x" * 500, headers=headers)
+            for body in bodies:
+                with baggage_of(new="1" if body == bodies[0] else "b" * 900):
+                    assert batch.append(timestamp=None, key=b"k", value=body, headers=headers)
             await (await tracing.publish(producer.send_batch)(batch, topic, partition=0))
-        with_room, without = await read(servers, topic, 2)
-        assert contexts(with_room) == [spans.of("create")[0].context]
-        assert without.headers == (("tenant", b"a"),)
+        records = await read(servers, topic, 3)
+        made = [span.context for span in spans.of("create")]
+        assert [record.value for record in records] == bodies
+        assert [contexts(record) for record in records] == [[made[0]], [made[1]], []]
+        names = [sorted(name for name, _ in record.headers) for record in records]
+        assert names == [["baggage", "tenant", "traceparent"], ["tenant", "traceparent"], ["tenant"]]
 
     @in_loop
     async def test_a_batch_that_fails_is_an_error_of_its_send_span(
@@ -1150,7 +1182,7 @@ class TestPull:
     async def test_max_poll_records(self, tracing: Tracing, spans: Spans, servers: str, topic: str) -> None:
         """Five records in three polls: a receive span each, a CONSUMER span a record."""
         await send(tracing, servers, topic, *[str(number).encode() for number in range(5)])
-        sizes = []
+        sizes: list[int] = []
         async with reading(servers, topic, max_poll_records=2) as consumer:
             while sum(sizes) < 5:
                 for records in (await tracing.get(consumer.getmany)(timeout_ms=1_000)).values():
@@ -1251,9 +1283,11 @@ class TestCommits:
         settle = only(spans.of("settle"))
         processes = spans.of("process")
         last = {span.attributes[PARTITION]: span for span in processes}  # the later one wins
-        assert origin(settle) == processes[-1].context
-        sent = {origin(span) for span in last.values()}
-        assert {link.context for link in settle.links} == sent
+        parent = only([span for span in last.values() if origin(settle) == span.context])
+        assert parent is processes[-1]
+        others = [origin(span) for span in last.values() if span is not parent]
+        assert [link.context for link in settle.links] == others
+        assert len(others) == 1
         assert settle.attributes["messaging.batch.message_count"] == 2
 
     @in_loop
@@ -1317,6 +1351,10 @@ class TestCommits:
         assert [origin(span) for span in spans.of("process")] == [span.context for span in spans.of("send")]
 
 
+ALERT: dict[str, Any] = {"heartbeat_interval_ms": 50}
+"""A member of a group that soon learns of a rebalance."""
+
+
 class TestGroups:
     @pytest.fixture
     def settings(self) -> Settings:
@@ -1350,7 +1388,10 @@ class TestGroups:
     ) -> None:
         """Every record is handled once, by the consumer that has its partition, in its own trace."""
         handled: dict[str, set[int]] = {"one": set(), "two": set()}
-        both = [consuming(real_servers, wide_topic, group_id=wide_topic, client_id=name) for name in handled]
+        both = [
+            consuming(real_servers, wide_topic, group_id=wide_topic, client_id=name, **ALERT)
+            for name in handled
+        ]
         await asyncio.gather(*[consumer.start() for consumer in both])
         while [len(consumer.assignment()) for consumer in both] != [2, 2]:
             await asyncio.sleep(0.01)
@@ -1387,14 +1428,14 @@ class TestGroups:
         await send(tracing, real_servers, topic, b"hello")
         partition = TopicPartition(topic, 0)
         inside = []
-        async with consuming(real_servers, topic, group_id=topic) as first:
+        async with consuming(real_servers, topic, group_id=topic, **ALERT) as first:
             async for record in tracing.loop(first):
                 inside.append(current())
                 assert record.offset == 0
                 if len(inside) == 2:
                     await tracing.settle(first.commit)({partition: 1})
                     break
-                async with consuming(real_servers, topic, group_id=topic) as second:
+                async with consuming(real_servers, topic, group_id=topic, **ALERT) as second:
                     assert first.assignment() | second.assignment() == {partition}
                     assert current() == inside[0]
                 while partition not in first.assignment():
@@ -1422,7 +1463,7 @@ class TestGroups:
             def on_partitions_assigned(self, assigned: Any) -> None:
                 told.append(("assigned", len(assigned), current()))
 
-        consumer = consuming(real_servers, group_id=topic)
+        consumer = consuming(real_servers, group_id=topic, **ALERT)
         consumer.subscribe([topic], listener=Listener())
         async with consumer:
             async for _ in tracing.loop(consumer):
@@ -1436,6 +1477,10 @@ class TestGroups:
 
 
 class TestTransactions:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return SETTLED
+
     @pytest.mark.parametrize("isolation_level", ["read_committed", "read_uncommitted"])
     def test_what_is_sent_in_a_transaction_is_traced_committed_or_aborted(
         self, as_without: Callable[[Program], Any], spans: Spans, real_servers: str, isolation_level: str
@@ -1451,7 +1496,7 @@ class TestTransactions:
                 await producer.begin_transaction()
                 await publish(topic, b"aborted", partition=0)
                 await producer.abort_transaction()
-                with pytest.raises(LookupError):
+                with contextlib.suppress(LookupError):
                     async with producer.transaction():
                         await publish(topic, b"aborted by an error", partition=0)
                         raise LookupError("no stock")
@@ -1518,32 +1563,365 @@ class TestTransactions:
                 producing(real_servers, transactional_id=target) as producer,
                 reading(real_servers, source, group_id=source, isolation_level="read_committed") as consumer,
             ):
+                publish = tracing.publish(producer.send)
+                commit = tracing.settle(producer.send_offsets_to_transaction)
                 async for record in tracing.loop(consumer):
                     handled.append(record.value)
                     try:
                         async with producer.transaction():
-                            await tracing.publish(producer.send)(target, record.value.upper(), partition=0)
-                            await producer.send_offsets_to_transaction({partition: record.offset + 1}, source)
+                            await publish(target, record.value.upper(), partition=0)
+                            await commit({partition: record.offset + 1}, source)
                             if handled == [b"a", b"b"]:
                                 raise LookupError("no stock")
                     except LookupError:
                         consumer.seek(partition, await consumer.committed(partition))
                     if record.value == b"c":
                         break
-                committed = await consumer.committed(partition)
+                while await consumer.committed(partition) != 3:
+                    await asyncio.sleep(0.01)  # Kafka answers the producer before everybody sees it
             written: list[bytes] = []
             async with reading(real_servers, target, isolation_level="read_committed") as consumer:
                 await consume(tracing, consumer, "async for", 3, lambda record: written.append(record.value))
-            return handled, committed, written
+            return handled, written
 
-        handled, committed, written = as_without(program)
-        assert (handled, committed, written) == ([b"a", b"b", b"b", b"c"], 3, [b"A", b"B", b"C"])
-        origins = {span.context for span in spans.of("send") if span.parent_id is None}
-        transformed = {span.context: origin(span) for span in spans.of("send") if span.parent_id is not None}
-        handled_spans = [span for span in spans.of("process") if "orders" in span.name]
-        written_spans = [span for span in spans.of("process") if "invoices" in span.name]
-        assert {origin(span) for span in handled_spans} == origins
-        assert list(transformed.values()) == [span.context for span in handled_spans]
-        made = list(transformed)
-        assert [origin(span) for span in written_spans] == [made[0], made[2], made[3]]
-        assert {span.trace_id for span in written_spans} == {trace_id for trace_id, _ in origins}
+        assert as_without(program) == ([b"a", b"b", b"b", b"c"], [b"A", b"B", b"C"])
+        read_spans, written_spans = (
+            [span for span in spans.of("process") if kind in span.name] for kind in ("orders", "invoices")
+        )
+        sources = [span.context for span in spans.of("send") if span.parent_id is None]
+        made = [span for span in spans.of("send") if span.parent_id is not None]
+        assert [origin(span) for span in read_spans] == [sources[0], sources[1], sources[1], sources[2]]
+        assert [origin(span) for span in made] == [span.context for span in read_spans]
+        assert [origin(span) for span in spans.of("settle")] == [span.context for span in read_spans]
+        assert [origin(span) for span in written_spans] == [made[at].context for at in (0, 2, 3)]
+        assert [span.trace_id for span in written_spans] == [trace_id for trace_id, _ in sources]
+
+
+# Another instrumentation
+
+
+class TestRival:
+    """opentelemetry-instrumentation-aiokafka. It wraps ``send``, ``getone`` and ``getmany`` on their classes."""
+
+    @pytest.fixture
+    def rival(self) -> Iterator[Any]:
+        module = pytest.importorskip("opentelemetry.instrumentation.aiokafka")
+        names = [(AIOKafkaProducer, "send"), (AIOKafkaConsumer, "getone"), (AIOKafkaConsumer, "getmany")]
+        own = [(owner, name, vars(owner)[name]) for owner, name in names]
+        rival = module.AIOKafkaInstrumentor()
+        yield rival
+        if rival.is_instrumented_by_opentelemetry:
+            rival.uninstrument()
+        for owner, name, function in own:
+            setattr(owner, name, function)  # it takes away whatever is outermost
+
+    @pytest.fixture(autouse=True)
+    def _said_nothing_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "_logged", set())
+
+    @pytest.mark.parametrize("first", ["ours", "the other"])
+    @pytest.mark.parametrize("style", STYLES)
+    def test_it_keeps_the_library_whichever_was_first(
+        self, spans: Spans, servers: str, rival: Any, first: str, style: str
+    ) -> None:
+        """Its spans, as many as without us; none of ours; one warning that names it; and records pass."""
+        rival.instrument()
+        assert _exchanged(servers, style) == [b"one", b"two"]
+        alone = [span.name for span in spans.everything]
+        rival.uninstrument()
+        if first == "the other":
+            rival.instrument()
+        with Tracing("instrumentor").on():
+            if first == "ours":
+                rival.instrument()
+            assert _exchanged(servers, style) == [b"one", b"two"]
+        both = [span.name for span in spans.everything][len(alone) :]
+        assert len(alone) >= 4 or style == "getmany"  # which an older one does not know
+        assert len(alone) >= 2
+        assert _without_topics(both) == _without_topics(alone)
+        assert spans.all == []
+        warnings = [text for text in spans.complaints if "opentelemetry.instrumentation.aiokafka" in text]
+        assert len(warnings) == 1
+        assert "uninstrument" in warnings[0]
+
+    @pytest.mark.parametrize("first", ["ours", "the other"])
+    def test_uninstrumenting_ours_does_the_other_no_harm(
+        self, spans: Spans, servers: str, rival: Any, first: str
+    ) -> None:
+        """It goes on to trace as before; and once it is gone, ours can have the library."""
+        if first == "the other":
+            rival.instrument()
+        with Tracing("instrumentor").on():
+            if first == "ours":
+                rival.instrument()
+        assert _exchanged(servers, "getone") == [b"one", b"two"]
+        assert [span.kind for span in spans.everything] == ["PRODUCER"] * 2 + ["CONSUMER"] * 2
+        assert spans.all == []
+        rival.uninstrument()
+        with Tracing("instrumentor").on():
+            assert _exchanged(servers, "async for") == [b"one", b"two"]
+        assert len(spans.everything) == 8
+        assert [origin(span) for span in spans.of("process")] == [span.context for span in spans.of("send")]
+
+    def test_what_the_other_takes_away_when_it_goes_breaks_nothing(
+        self, spans: Spans, servers: str, rival: Any
+    ) -> None:
+        """It takes off what is outermost, which is ours where it was first: records pass, and ours can be taken away
+        and be put back. (Its own, which it leaves behind, goes on to make spans.)
+        """
+        rival.instrument()
+        with Tracing("instrumentor").on():
+            rival.uninstrument()
+            assert _exchanged(servers, "async for") == [b"one", b"two"]
+        already = len(spans.all)
+        assert _exchanged(servers, "async for") == [b"one", b"two"]
+        assert len(spans.all) == already
+        with Tracing("instrumentor").on():
+            assert _exchanged(servers, "async for") == [b"one", b"two"]
+        assert len(spans.all) == already + 4
+
+
+def _exchanged(servers: str, style: str) -> list[bytes]:
+    """Two records, sent and handled, as a program does it that knows of no tracing."""
+    topic = unique("orders")
+    got: list[bytes] = []
+
+    async def main() -> None:
+        plain = Tracing("plain")
+        async with producing(servers) as producer:
+            for body in (b"one", b"two"):
+                # With an older one send_and_wait fails: it gives send its headers a second time.
+                await (await producer.send(topic, body, partition=0))
+        async with reading(servers, topic) as consumer:
+            await consume(plain, consumer, style, 2, lambda record: got.append(record.value))
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    return got
+
+
+def _without_topics(names: list[str]) -> list[str]:
+    """Each exchange has a topic of its own."""
+    return sorted(name.split()[-1] for name in names)
+
+
+# Consumers and nodes that go away
+
+
+LEADER = 1
+"""The node that goes away."""
+
+
+class TestOutages:
+    """The same run without and with queueprop: as many deliveries, redeliveries and commits, and no orphan."""
+
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return SETTLED
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    @pytest.mark.parametrize("tracing", ["instrumentor", "explicit"])
+    @pytest.mark.parametrize("style", ["async for", "getmany"])
+    def test_a_consumer_that_is_killed_between_fetch_and_commit(
+        self, spans: Spans, servers: str, style: str, tracing: str
+    ) -> None:
+        """A process that ends by SIGKILL in the middle of a record; another one goes on where its group was: behind
+        the last record of a loop, or the last poll of ``getmany``.
+        """
+        self._compare_killed(spans, servers, style, tracing)
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_member_of_a_group_that_is_killed_between_fetch_and_commit(
+        self, spans: Spans, real_servers: str
+    ) -> None:
+        """As above; it has a name in its group, so that the one that comes back need not wait for it to be given up."""
+        member = {"group_instance_id": "the one"}
+        self._compare_killed(spans, real_servers, "async for", "instrumentor", **member)
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    @pytest.mark.parametrize("end", ["kill", "stop"])
+    def test_a_node_that_goes_away_and_comes_back(
+        self, spans: Spans, kafka_cluster: KafkaCluster, end: str
+    ) -> None:
+        """The leader of the partition, while a producer sends and a consumer reads. Both runs are in one and the same
+        outage: the plain one in a process of its own.
+        """
+        node = only([node for node in kafka_cluster.nodes if node.number == LEADER])
+        servers = addresses(kafka_cluster.url)
+        topics = [unique("orders") for _ in range(2)]
+        for topic in topics:
+            asyncio.run(create_topic(servers, topic, led_by=LEADER))
+        processes = multiprocessing.get_context("fork")
+        meeting, told = processes.Barrier(3), processes.SimpleQueue()
+
+        def run(tracing: Tracing, topic: str) -> dict[str, Any]:
+            return asyncio.run(asyncio.wait_for(_outlast(tracing, servers, topic, meeting), DEADLINE))
+
+        def run_plain() -> None:
+            try:
+                told.put(run(Tracing("plain"), topics[0]))
+            except BaseException as error:
+                told.put(repr(error))
+
+        plain = processes.Process(target=run_plain)
+        plain.start()
+        outage = threading.Thread(target=lambda: _interrupt(node, end, meeting))
+        outage.start()
+        try:
+            with Tracing("instrumentor", SETTLED).on() as tracing:
+                traced = run(tracing, topics[1])
+            assert traced == told.get()
+        finally:
+            meeting.abort()  # for those who would wait for one that failed
+            outage.join()
+            plain.join()
+        numbers = [str(number) for number in range(30)]
+        assert traced == {
+            "deliveries": [*numbers[:6], *numbers[5:]],
+            "committed": 30,
+            "written": 30,
+            "led by the node": [True, False],
+        }
+        _assert_no_orphan(spans, 31)
+        assert {span.status for span in spans.of("send")} == {"UNSET"}
+        assert [span.attributes[OFFSET] for span in spans.of("send")] == list(range(30))
+
+    @staticmethod
+    def _compare_killed(spans: Spans, servers: str, style: str, name: str, **member: Any) -> None:
+        plain = _interrupted_run(Tracing("plain"), servers, style, member)
+        assert spans.everything == []
+        with Tracing(name, SETTLED).on() as tracing:
+            traced = _interrupted_run(tracing, servers, style, member)
+        assert traced == plain
+        again = ["5"] if style == "async for" else ["4", "5"]
+        first = [str(number) for number in range(6)]
+        assert plain == {
+            "deliveries": [*first, *again, "6", "7", "8", "9"],
+            "committed": 10,
+            "written": 10,
+        }
+        _assert_no_orphan(spans, len(plain["deliveries"]) - 1)
+
+
+def _assert_no_orphan(spans: Spans, deliveries: int) -> None:
+    processes = spans.of("process")
+    assert len(processes) == deliveries
+    assert {origin(span) for span in processes} <= {span.context for span in spans.of("send")}
+    assert {origin(span) for span in spans.of("settle")} <= {span.context for span in processes}
+    assert spans.of("settle") != []
+    assert current() == NOTHING
+
+
+def _interrupted_run(tracing: Tracing, servers: str, style: str, member: dict[str, Any]) -> dict[str, Any]:
+    """Ten records. The sixth delivery is interrupted, in a process of its own, before it is committed."""
+    topic, handled = unique("orders"), _Told()
+    asyncio.run(send(tracing, servers, topic, *[str(number).encode() for number in range(10)]))
+
+    def handle(record: Any) -> None:
+        handled.add(record.value)
+        if len(handled.bodies) == 6:
+            provider: Any = trace.get_tracer_provider()
+            if tracing.name != "plain":
+                provider.force_flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def handle_all() -> tuple[int | None, int]:
+        partition = TopicPartition(topic, 0)
+        consumer = consuming(servers, *([topic] if member else []), group_id=topic, **member)
+        if not member:
+            consumer.assign([partition])
+        async with consumer:
+            commit = tracing.settle(consumer.commit)
+            while len(set(handled.bodies)) < 10:
+                if style == "getmany":
+                    found = await tracing.get(consumer.getmany)(timeout_ms=1_000, max_records=4)
+                    for record in itertools.chain.from_iterable(found.values()):
+                        handle(record)
+                    await commit()
+                    continue
+                async for record in tracing.loop(consumer):
+                    handle(record)
+                    await commit({partition: record.offset + 1})
+                    if record.value == b"9":
+                        break
+            return await consumer.committed(partition), (await consumer.end_offsets([partition]))[partition]
+
+    def work() -> tuple[int | None, int]:
+        return asyncio.run(asyncio.wait_for(handle_all(), DEADLINE))
+
+    _in_a_child(work)
+    committed, written = work()
+    return {"deliveries": handled.bodies, "committed": committed, "written": written}
+
+
+async def _outlast(tracing: Tracing, servers: str, topic: str, meeting: Any) -> dict[str, Any]:
+    """Sends thirty records and handles them; the sixth one twice. It meets the others before a node goes away, when
+    something was sent without that node, and when it is back.
+    """
+    partition = TopicPartition(topic, 0)
+    deliveries: list[str] = []
+    leaders: list[int] = []
+
+    async def produce() -> None:
+        async with producing(servers, enable_idempotence=True) as producer:
+            publish = tracing.publish(producer.send_and_wait)
+            for number in range(30):
+                if number in (6, 16):
+                    leaders.append(producer.client.cluster.leader_for_partition(partition))
+                if number in (6, 16, 20):
+                    await asyncio.to_thread(meeting.wait, DEADLINE)
+                await publish(topic, str(number).encode(), partition=0)
+
+    sending = asyncio.create_task(produce())
+    async with reading(servers, topic, group_id=topic) as consumer:
+        commit = tracing.settle(consumer.commit)
+        async for record in tracing.loop(consumer):
+            deliveries.append(record.value.decode())
+            if record.value == b"5" and deliveries.count("5") == 1:
+                consumer.seek(partition, record.offset)
+                continue
+            await commit({partition: record.offset + 1})
+            if record.value == b"29":
+                break
+        await sending
+        committed = await consumer.committed(partition)
+        written = (await consumer.end_offsets([partition]))[partition]
+    led_by = [leader == LEADER for leader in leaders]
+    return {
+        "deliveries": deliveries,
+        "committed": committed,
+        "written": written,
+        "led by the node": led_by,
+    }
+
+
+def _interrupt(node: Any, end: str, meeting: Any) -> None:
+    """An outage, between two meetings with those who are to outlast it, and one when it is over."""
+    meeting.wait(DEADLINE)
+    getattr(node, end)()
+    meeting.wait(DEADLINE)
+    node.start()
+    meeting.wait(DEADLINE)
+
+
+class _Told:
+    """The bodies that were handled, by whatever process: a digit each."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 - it lives as long as this
+
+    def add(self, body: bytes) -> None:
+        self._file.write(body)
+
+    @property
+    def bodies(self) -> list[str]:
+        return list(os.pread(self._file.fileno(), 100, 0).decode())
+
+
+def _in_a_child(work: Callable[[], object]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            work()
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
