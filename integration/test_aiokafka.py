@@ -39,7 +39,7 @@ from aiokafka import (
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import IllegalOperation, MessageSizeTooLargeError
+from aiokafka.errors import ConsumerStoppedError, IllegalOperation, MessageSizeTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -546,15 +546,25 @@ class TestDelivery:
 
     @in_loop
     async def test_without_acks_no_offset_is_made_up(
-        self, tracing: Tracing, spans: Spans, real_servers: str, topic: str
+        self, tracing: Tracing, spans: Spans, real_servers: str, wide_topic: str
     ) -> None:
-        """acks=0: the broker never answers, and the span ends well as soon as the message is out."""
+        """acks=0: the broker never answers, and the span ends well as soon as the message is out. The partition that
+        the partitioner chose is known all the same.
+        """
+        async with producing(real_servers) as producer:
+            with suppress_instrumentation():
+                for partition in range(4):  # what is sent without acks to one that is not ready yet is lost
+                    await producer.send_and_wait(wide_topic, b"first", partition=partition)
         async with producing(real_servers, acks=0) as producer:
-            assert await tracing.publish(producer.send_and_wait)(topic, b"hello", partition=0) is None
-            span = only(spans.of("send"))
-        assert (span.status, span.attributes[PARTITION]) == ("UNSET", "0")
-        assert OFFSET not in span.attributes
-        assert contexts(only(await read(real_servers, topic, 1))) == [span.context]
+            for number in range(4):
+                key = str(number).encode()
+                assert await tracing.publish(producer.send_and_wait)(wide_topic, b"hello", key) is None
+            sent = spans.of("send")
+        records = await read(real_servers, wide_topic, 8, 0, 1, 2, 3)
+        partitions = {only(contexts(it)): str(it.partition) for it in records if it.value == b"hello"}
+        assert {span.context: span.attributes[PARTITION] for span in sent} == partitions
+        assert {span.status for span in sent} == {"UNSET"}
+        assert all(OFFSET not in span.attributes for span in sent)
 
     @in_loop
     async def test_a_publisher_that_gives_up_waiting_loses_no_message(
@@ -979,6 +989,24 @@ class TestLoop:
         assert len(spans.of("process")) == 2
 
     @in_loop
+    async def test_a_loop_that_another_task_closes(
+        self, tracing: Tracing, spans: Spans, servers: str, topic: str
+    ) -> None:
+        """The span is over then. The body keeps what is current, which nobody else can change, to its next step."""
+        await send(tracing, servers, topic, b"one", b"two")
+        async with reading(servers, topic) as consumer:
+            iterator = tracing.loop(consumer).__aiter__()
+            await iterator.__anext__()
+            inside = current()
+            await asyncio.create_task(iterator.aclose())
+            assert only(spans.of("process")).context == inside == current()
+            await iterator.__anext__()
+            assert current() not in (inside, NOTHING)
+            del iterator
+            assert current() == NOTHING
+        assert len(spans.of("process")) == 2
+
+    @in_loop
     async def test_a_loop_inside_a_loop(
         self, tracing: Tracing, spans: Spans, servers: str, topic: str
     ) -> None:
@@ -1114,6 +1142,28 @@ class TestPull:
             assert await tracing.get(consumer.getmany)(timeout_ms=20) == {}
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(tracing.get(consumer.getone)(), 0.02)
+        assert spans.all == []
+
+    @pytest.mark.parametrize("style", ["getone", "getmany"])
+    def test_a_consumer_that_is_stopped_while_a_pull_waits(
+        self, as_without: Callable[[Program], Any], spans: Spans, servers: str, topic: str, style: str
+    ) -> None:
+        """The caller is told as without queueprop; there was nothing to receive, and no span is made of it."""
+
+        async def program(tracing: Tracing) -> str:
+            async with producing(servers) as producer:
+                await producer.partitions_for(topic)
+            async with reading(servers, topic) as consumer:
+                timeout = {"timeout_ms": 10_000} if style == "getmany" else {}
+                task = asyncio.create_task(tracing.get(getattr(consumer, style))(**timeout))
+                await asyncio.sleep(0.02)
+                await consumer.stop()
+                try:
+                    return repr(await task)
+                except ConsumerStoppedError as error:
+                    return repr(error)
+
+        assert as_without(program) == ("ConsumerStoppedError()" if style == "getone" else "{}")
         assert spans.all == []
 
     @in_loop
