@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import time
 import weakref
 from collections.abc import (
@@ -39,7 +38,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, headers, propagation, semconv
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.adapter import Adapter, Arguments, Hook, Options, Patch, Rivals, Wrapped, hooked, missing_extra
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
 from queueprop.message import Destination, Message
@@ -98,7 +97,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     """
     hooks = _Hooks(engine_for(settings))
     hook = hooks.send_batch if _name_of(publish) == "send_batch" else hooks.send
-    return _wrapped(publish, hook)
+    return hooked(publish, hook)
 
 
 def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -109,7 +108,7 @@ def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = N
 
     Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
     """
-    return _wrapped(create, _Hooks(engine_for(settings)).create_batch)
+    return hooked(create, _Hooks(engine_for(settings)).create_batch)
 
 
 @overload
@@ -208,7 +207,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
     ``getmany`` do it by themselves: what iterates one handles each record inside its span, once a record.
     """
     hooks = _Hooks(engine_for(settings))
-    return _wrapped(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
+    return hooked(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -220,7 +219,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     """
     hooks = _Hooks(engine_for(settings))
     in_transaction = _name_of(settle) == "send_offsets_to_transaction"
-    return _wrapped(settle, hooks.send_offsets if in_transaction else hooks.commit)
+    return hooked(settle, hooks.send_offsets if in_transaction else hooks.commit)
 
 
 class AIOKafkaInstrumentor(Adapter):
@@ -241,33 +240,6 @@ class AIOKafkaInstrumentor(Adapter):
         yield Patch(AIOKafkaConsumer, "getone", hooks.getone)
         yield Patch(AIOKafkaConsumer, "getmany", hooks.getmany)
         yield Patch(AIOKafkaConsumer, "commit", hooks.commit)
-
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
-Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
-
-
-def _wrapped(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
-    """``function`` with ``hook`` around it, as the instrumentor's patches have it."""
-    if isinstance(function, functools.partial):
-        return functools.partial(_wrapped(function.func, hook), *function.args, **function.keywords)
-    owner = getattr(function, "__self__", None)
-    if not inspect.iscoroutinefunction(hook):
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            result: R = hook(function, owner, args, kwargs)
-            return result
-
-        return call
-
-    @functools.wraps(function)
-    async def call_later(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return await hook(function, owner, args, kwargs)
-
-    return call_later  # type: ignore[return-value]
 
 
 def _name_of(function: Any) -> str:

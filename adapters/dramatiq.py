@@ -26,7 +26,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, cast
@@ -34,7 +34,7 @@ from typing import Any, cast
 from opentelemetry.context import attach, get_current
 
 from queueprop import guard
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.adapter import Adapter, Arguments, Hook, Options, Patch, Rivals, Wrapped, missing_extra
 from queueprop.flush import flush
 from queueprop.message import Destination, Message
 from queueprop.operations import Send
@@ -182,12 +182,6 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
     for subclass in kind.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
-
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
-Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
 
 
 class _Hooks:

@@ -33,7 +33,7 @@ from opentelemetry.trace import Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, propagation, rabbitmq
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, missing_extra
 from queueprop.handlers import Scoped, prepared, run_inside
 from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
@@ -270,10 +270,6 @@ class KombuInstrumentor(Adapter):
         for operation in _SETTLEMENTS:
             yield Patch(Message, operation, functools.partial(hooks.settle, operation))
 
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
 
 _OWNER = "kombu"
 _READING = "reading a message of kombu"

@@ -18,7 +18,6 @@ inside ``traced_message``.
 from __future__ import annotations
 
 import copy
-import functools
 import time
 import weakref
 from collections import OrderedDict
@@ -32,7 +31,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, rabbitmq
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, hooked, missing_extra
 from queueprop.handlers import prepared, run_inside
 from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
@@ -85,7 +84,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
             the same arguments around it.
         settings: instead of those of the environment.
     """
-    return _wrapped(publish, _Hooks(engine_for(settings)).publish)
+    return hooked(publish, _Hooks(engine_for(settings)).publish)
 
 
 @overload
@@ -174,7 +173,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
     """
-    return _wrapped(get, _Hooks(engine_for(settings)).get)
+    return hooked(get, _Hooks(engine_for(settings)).get)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -184,7 +183,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     message's CONSUMER span, from any thread and however late. Of a channel's unsettled messages the latest 10,000 are
     remembered, without their bodies; an earlier one is settled without a span.
     """
-    return _wrapped(settle, _Hooks(engine_for(settings)).settle)
+    return hooked(settle, _Hooks(engine_for(settings)).settle)
 
 
 class PikaInstrumentor(Adapter):
@@ -206,26 +205,6 @@ class PikaInstrumentor(Adapter):
         for name in ("basic_ack", "basic_nack", "basic_reject"):
             yield Patch(Channel, name, hooks.settle)
         yield Patch(Channel, "basic_recover", hooks.recover)
-
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
-Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
-
-
-def _wrapped(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
-    """``function`` with ``hook`` around it, as the instrumentor's patches have it."""
-    if isinstance(function, functools.partial):
-        return functools.partial(_wrapped(function.func, hook), *function.args, **function.keywords)
-    channel = getattr(function, "__self__", None)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = hook(function, channel, args, kwargs)
-        return result
-
-    return call
 
 
 class _Hooks:

@@ -42,7 +42,7 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span
 
 from queueprop import guard, propagation
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, missing_extra
 from queueprop.flush import flush
 from queueprop.handlers import run_inside
 from queueprop.message import Destination, Message
@@ -229,11 +229,6 @@ def _worker_patches(hooks: _Hooks) -> Iterator[Patch]:
 def _definer(name: str) -> type:
     """The class that a method of all workers lies in: Worker, or the base that it shares with SimpleWorker."""
     return next(owner for owner in Worker.__mro__ if name in vars(owner))
-
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
 
 
 class _Hooks:
