@@ -19,10 +19,8 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -48,36 +46,16 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from integration.brokers import Broker, KafkaCluster
 from integration.brokers.kafka import addresses
 from integration.contract.run import only
-from integration.contract.telemetry import DEADLINE, SpanRecord, Telemetry, ambient_span, telemetry
+from integration.contract.telemetry import DEADLINE, SpanRecord, ambient_span, telemetry
+from integration.live import NOTHING, Bodies, Spans, current, run_killed, unique
 from queueprop import Settings, guard
 from queueprop.adapters import aiokafka as adapter
 
 STALE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-NOTHING = ("0" * 32, "0" * 16)
 OFFSET = "messaging.kafka.offset"
 PARTITION = "messaging.destination.partition.id"
 TOMBSTONE = "messaging.kafka.message.tombstone"
 KEY = "messaging.kafka.message.key"
-
-
-class Spans:
-    def __init__(self, told: Telemetry) -> None:
-        self._told = told
-
-    @property
-    def everything(self) -> list[SpanRecord]:
-        return self._told.spans
-
-    @property
-    def all(self) -> list[SpanRecord]:
-        return [span for span in self.everything if span.is_ours]
-
-    def of(self, operation: str) -> list[SpanRecord]:
-        return [span for span in self.all if span.attributes["messaging.operation.type"] == operation]
-
-    @property
-    def complaints(self) -> list[str]:
-        return [record.text for record in self._told.logged]
 
 
 class Tracing:
@@ -194,10 +172,6 @@ def wide_topic(kafka_broker: Broker, servers: str) -> str:
     return topic
 
 
-def unique(name: str) -> str:
-    return f"{name}-{uuid.uuid4().hex[:8]}"
-
-
 async def create_topic(servers: str, topic: str, partitions: int = 1, led_by: int | None = None) -> None:
     """``led_by`` is a node of three, which is the partition's leader."""
     new = NewTopic(topic, partitions, 1)
@@ -284,11 +258,6 @@ async def consume(
                 left -= 1
                 if not left:
                     break
-
-
-def current() -> tuple[str, str]:
-    found = trace.get_current_span().get_span_context()
-    return f"{found.trace_id:032x}", f"{found.span_id:016x}"
 
 
 def origin(span: SpanRecord) -> tuple[str, str | None]:
@@ -1895,12 +1864,12 @@ def _assert_no_orphan(spans: Spans, deliveries: int) -> None:
 
 def _interrupted_run(tracing: Tracing, servers: str, style: str, member: dict[str, Any]) -> dict[str, Any]:
     """Ten records. The sixth delivery is interrupted, in a process of its own, before it is committed."""
-    topic, handled = unique("orders"), _Told()
+    topic, handled = unique("orders"), Bodies()
     asyncio.run(send(tracing, servers, topic, *[str(number).encode() for number in range(10)]))
 
     def handle(record: Any) -> None:
         handled.add(record.value)
-        if len(handled.bodies) == 6:
+        if len(handled.all) == 6:
             provider: Any = trace.get_tracer_provider()
             if tracing.name != "plain":
                 provider.force_flush()
@@ -1913,7 +1882,7 @@ def _interrupted_run(tracing: Tracing, servers: str, style: str, member: dict[st
             consumer.assign([partition])
         async with consumer:
             commit = tracing.settle(consumer.commit)
-            while len(set(handled.bodies)) < 10:
+            while len(set(handled.all)) < 10:
                 if style == "getmany":
                     found = await tracing.get(consumer.getmany)(timeout_ms=1_000, max_records=4)
                     for record in itertools.chain.from_iterable(found.values()):
@@ -1930,9 +1899,9 @@ def _interrupted_run(tracing: Tracing, servers: str, style: str, member: dict[st
     def work() -> tuple[int | None, int]:
         return asyncio.run(asyncio.wait_for(handle_all(), DEADLINE))
 
-    _in_a_child(work)
+    run_killed(work)
     committed, written = work()
-    return {"deliveries": handled.bodies, "committed": committed, "written": written}
+    return {"deliveries": handled.all, "committed": committed, "written": written}
 
 
 async def _outlast(tracing: Tracing, servers: str, topic: str, meeting: Any) -> dict[str, Any]:
@@ -1983,27 +1952,3 @@ def _interrupt(node: Any, end: str, meeting: Any) -> None:
     meeting.wait(DEADLINE)
     node.start()
     meeting.wait(DEADLINE)
-
-
-class _Told:
-    """The bodies that were handled, by whatever process: a digit each."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 - it lives as long as this
-
-    def add(self, body: bytes) -> None:
-        self._file.write(body)
-
-    @property
-    def bodies(self) -> list[str]:
-        return list(os.pread(self._file.fileno(), 100, 0).decode())
-
-
-def _in_a_child(work: Callable[[], object]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            work()
-        os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL

@@ -26,6 +26,7 @@ from opentelemetry.trace import get_current_span
 
 from integration.contract.run import only
 from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, tell, wait_until
+from integration.live import run_killed
 from queueprop import Settings
 from queueprop.adapters import kombu as adapter
 
@@ -368,7 +369,7 @@ class TestOutages:
             for number in range(ORDERS - 2):
                 producer.publish(str(number), routing_key="orders")
             if fault is None:
-                _kill(Orders(url, queue, _die))
+                run_killed(Orders(url, queue, _die).run)
             orders = Orders(url, queue, fault, settled=len(list(told.records("settled"))))
             thread = threading.Thread(target=orders.run, daemon=True)
             thread.start()
@@ -396,14 +397,3 @@ def _die(message: Any) -> None:
     provider: Any = trace.get_tracer_provider()
     provider.force_flush()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _kill(orders: Orders) -> None:
-    """Runs it in a process of its own, which dies of it."""
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            orders.run()
-        os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL

@@ -11,10 +11,8 @@ import functools
 import gc
 import os
 import signal
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,33 +29,14 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 from integration.brokers import Broker
 from integration.contract.run import only
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
+from integration.contract.telemetry import ambient_span, telemetry, wait_until
 from integration.drivers.pika_loop import Loop
+from integration.live import NOTHING, Bodies, Spans, current, run_killed, unique
 from queueprop import Settings, guard
 from queueprop.adapters import pika as adapter
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
-
-
-class Spans:
-    def __init__(self, told: Telemetry) -> None:
-        self._told = told
-
-    @property
-    def everything(self) -> list[SpanRecord]:
-        return self._told.spans
-
-    @property
-    def all(self) -> list[SpanRecord]:
-        return [span for span in self.everything if span.is_ours]
-
-    def of(self, operation: str) -> list[SpanRecord]:
-        return [span for span in self.all if span.attributes["messaging.operation.type"] == operation]
-
-    @property
-    def complaints(self) -> list[str]:
-        return [record.text for record in self._told.logged]
 
 
 @pytest.fixture
@@ -101,22 +80,10 @@ def queue(channel: Any) -> str:
     return declared(channel)
 
 
-def unique(name: str) -> str:
-    return f"{name}-{uuid.uuid4().hex[:8]}"
-
-
 def declared(channel: Any, **arguments: Any) -> str:
     """A queue that goes with its connection."""
     name: str = channel.queue_declare(unique("orders"), exclusive=True, arguments=arguments).method.queue
     return name
-
-
-def current() -> tuple[str, str]:
-    found = trace.get_current_span().get_span_context()
-    return f"{found.trace_id:032x}", f"{found.span_id:016x}"
-
-
-NOTHING = ("0" * 32, "0" * 16)
 
 
 def wait_for(channel: Any, queue: str, count: int = 1) -> None:
@@ -1150,7 +1117,7 @@ def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = 
     """Ten messages. One is dead-lettered, one never settled, one never handled; the sixth delivery is interrupted
     before it is settled.
     """
-    queue, dead, handled = unique("orders"), unique("dead"), _Told()
+    queue, dead, handled = unique("orders"), unique("dead"), Bodies()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -1161,7 +1128,7 @@ def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = 
             properties = pika.BasicProperties(delivery_mode=2)
             channel.basic_publish("", queue, str(number).encode(), properties)
     if forked:
-        _in_a_child(lambda: _handle_nine(url, queue, handled, interrupt))
+        run_killed(lambda: _handle_nine(url, queue, handled, interrupt))
     unacked = None
     while unacked is None:
         with contextlib.suppress(AMQPError):
@@ -1171,15 +1138,15 @@ def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = 
         wait_for(channel, queue, 2)
         wait_for(channel, dead)
         both, lost = (channel.queue_delete(name).method.message_count for name in (queue, dead))
-    return {"deliveries": handled.bodies, "left": both - unacked, "unacked": unacked, "dead": lost}
+    return {"deliveries": handled.all, "left": both - unacked, "unacked": unacked, "dead": lost}
 
 
-def _handle_nine(url: str, queue: str, handled: _Told, interrupt: Callable[[Any], None]) -> int:
+def _handle_nine(url: str, queue: str, handled: Bodies, interrupt: Callable[[Any], None]) -> int:
     """Consumes until nine have been handled. The number of messages that are unacked then."""
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
         handled.add(body)
-        if len(handled.bodies) == 6:
+        if len(handled.all) == 6:
             interrupt(channel)
         if body == b"3":
             channel.basic_reject(method.delivery_tag, requeue=False)
@@ -1190,33 +1157,9 @@ def _handle_nine(url: str, queue: str, handled: _Told, interrupt: Callable[[Any]
         channel = connection.channel()
         channel.basic_qos(prefetch_count=2)
         channel.basic_consume(queue, on_message, consumer_tag="ours")
-        while len(set(handled.bodies)) < 9:
+        while len(set(handled.all)) < 9:
             connection.process_data_events(1)
         channel.basic_cancel("ours")  # gives back what was fetched and not handled
         wait_for(channel, queue)
         ready: int = channel.queue_declare(queue, passive=True).method.message_count
     return 2 - ready
-
-
-class _Told:
-    """The bodies that were handled, by whatever process."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 - it lives as long as this
-
-    def add(self, body: bytes) -> None:
-        self._file.write(body)
-
-    @property
-    def bodies(self) -> list[str]:
-        return list(os.pread(self._file.fileno(), 100, 0).decode())
-
-
-def _in_a_child(work: Callable[[], object]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            work()
-        os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
