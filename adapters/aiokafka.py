@@ -28,7 +28,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 from uuid import UUID
@@ -37,8 +37,9 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, headers, propagation, semconv
-from queueprop.adapter import Adapter, Arguments, Hook, Options, Patch, Rivals, Wrapped, hooked, missing_extra
+from queueprop import calls, guard, headers, propagation, semconv
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
 from queueprop.message import Destination, Message
@@ -97,7 +98,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     """
     hooks = _Hooks(engine_for(settings))
     hook = hooks.send_batch if _name_of(publish) == "send_batch" else hooks.send
-    return hooked(publish, hook)
+    return calls.hooked(publish, hook)
 
 
 def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -108,7 +109,7 @@ def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = N
 
     Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
     """
-    return hooked(create, _Hooks(engine_for(settings)).create_batch)
+    return calls.hooked(create, _Hooks(engine_for(settings)).create_batch)
 
 
 @overload
@@ -163,7 +164,9 @@ def traced_messages(
         for record in traced_messages(records): ...  # of one partition, as getmany gives them
 
     The span ends when the next record is asked for, and when the loop is left, unless the iterator is kept: then it
-    ends when that is closed or dropped.
+    ends when that is closed or dropped. Close an async generator of yours around the loop (``contextlib.aclosing``):
+    one that is left by ``break`` is closed by the event loop, and late; before Python 3.12 its last span then stays
+    current in your task.
 
     Args:
         iterable: an AIOKafkaConsumer, or whatever gives records, sync or async.
@@ -207,7 +210,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
     ``getmany`` do it by themselves: what iterates one handles each record inside its span, once a record.
     """
     hooks = _Hooks(engine_for(settings))
-    return hooked(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
+    return calls.hooked(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -219,7 +222,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     """
     hooks = _Hooks(engine_for(settings))
     in_transaction = _name_of(settle) == "send_offsets_to_transaction"
-    return hooked(settle, hooks.send_offsets if in_transaction else hooks.commit)
+    return calls.hooked(settle, hooks.send_offsets if in_transaction else hooks.commit)
 
 
 class AIOKafkaInstrumentor(Adapter):
@@ -275,15 +278,16 @@ class _Hooks:
         send = publication.send
         send.open()
         try:
-            with _during(_publication, publication):
+            with calls.during(_publication, publication):
                 headers = publication.headers_of_call
                 if headers is not given.headers:
-                    args, kwargs = _replaced(_HEADERS, "headers", headers, args, kwargs)
+                    args, kwargs = calls.replaced(_HEADERS, "headers", headers, args, kwargs)
                 result = await wrapped(*args, **kwargs)
         except BaseException as error:
             send.close(error)
             raise
-        _end_with(send, result)
+        end = send.end_with if asyncio.isfuture(result) else send.close_with
+        end(result, _describe_answer)
         return result
 
     def _publication(self, given: Publish, producer: Any) -> _Publication:
@@ -340,7 +344,7 @@ class _Hooks:
             raise
         if batch is not None:
             batch.leave(builder, destination)
-        _end_with(send, future)
+        send.end_with(future)
         return future
 
     # The consumer's side
@@ -356,7 +360,7 @@ class _Hooks:
             return await wrapped(*args, **kwargs)
         started_at = time.time_ns()
         try:
-            with _during(_is_pulling, True):
+            with calls.during(_is_pulling, True):
                 record = await wrapped(*args, **kwargs)
         except BaseException as error:
             self._received([], consumer, started_at, error)
@@ -370,7 +374,7 @@ class _Hooks:
             return await wrapped(*args, **kwargs)
         started_at = time.time_ns()
         try:
-            with _during(_is_pulling, True):
+            with calls.during(_is_pulling, True):
                 found = await wrapped(*args, **kwargs)
         except BaseException as error:
             self._received([], consumer, started_at, error, batch=True)
@@ -413,14 +417,11 @@ class _Hooks:
     ) -> Process | None:
         if not self._is_active():
             return None
-        pulled = _pulled.find(record)
-        if consumer is None and pulled is not None:
-            consumer = pulled.consumer()
+        if consumer is None:
+            consumer = _pulled.find(record)
         if destination is None:
             destination = _consumed_from(record.topic, record.partition, consumer)
         process = self.engine.process(destination, _message_of(record, destination), owner=_OWNER)
-        if pulled is not None:
-            process.is_counted, pulled.is_handled = not pulled.is_handled, True
         if self.engine.settings.settle_spans:
             _uncommitted.add(record, consumer, process)
         return process
@@ -429,8 +430,7 @@ class _Hooks:
         self, records: Sequence[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
         records = _without_spans(records)
-        pulled = _pulled.find(records[0]) if records else None
-        consumer = None if pulled is None else pulled.consumer()
+        consumer = _pulled.find(records[0]) if records else None
         if destination is None:
             destination = _of_all(records, consumer)
         messages = [_message_of(record, destination) for record in records]
@@ -443,16 +443,16 @@ class _Hooks:
     async def commit(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``commit``."""
         return await self._settle(
-            lambda: _uncommitted.of(consumer, _given(0, "offsets", args, kwargs)),
+            lambda: _uncommitted.of(consumer, calls.given(0, "offsets", args, kwargs)),
             lambda settled: _of_all(settled, consumer),
             lambda: wrapped(*args, **kwargs),
         )
 
     async def send_offsets(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``send_offsets_to_transaction``, which commits for a consumer: with what the producer sent."""
-        group = _given(1, "group_id", args, kwargs)
+        group = calls.given(1, "group_id", args, kwargs)
         return await self._settle(
-            lambda: _uncommitted.of_group(group, _given(0, "offsets", args, kwargs)),
+            lambda: _uncommitted.of_group(group, calls.given(0, "offsets", args, kwargs)),
             lambda settled: _of_all(settled, None, group, producer.client),
             lambda: wrapped(*args, **kwargs),
         )
@@ -474,32 +474,19 @@ class _Hooks:
             return await settle()
         if not messages:
             return await settle()
-        with _during(_is_settling, True), self.engine.settle(destination, messages, operation="commit"):
+        with calls.during(_is_settling, True), self.engine.settle(destination, messages, operation="commit"):
             result = await settle()
-        for partition, one in settled.items():
-            if one.beside.get(partition) is one:
-                del one.beside[partition]
+        _uncommitted.forget(settled)
         return result
 
 
 _OWNER = "aiokafka"
 _READING = "reading a message of aiokafka"
-_HEADERS = 5  # its place among the arguments of send
+_HEADERS = 5  # its place among the arguments of send, and of the accumulator's add_message
 
 # The explicit API above the instrumentor, and a loop above getone, pull the very same message: that is one pull.
 _is_pulling: ContextVar[bool] = ContextVar("queueprop-aiokafka-pulling", default=False)
 _is_settling: ContextVar[bool] = ContextVar("queueprop-aiokafka-settling", default=False)
-
-
-@contextmanager
-def _during(variable: ContextVar[T], value: T) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        # A coroutine that nobody awaits to its end is closed by the garbage collector, in whatever context that is.
-        with suppress(ValueError):
-            variable.reset(token)
 
 
 class _LoopOf(AsyncIterator[Any]):
@@ -508,9 +495,17 @@ class _LoopOf(AsyncIterator[Any]):
     def __init__(self, source: AsyncIterator[Any]) -> None:
         self._source = source
 
+    def __aiter__(self) -> _LoopOf:
+        return _LoopOf(self._source.__aiter__())  # the instrumentor's may be another one
+
     async def __anext__(self) -> Any:
-        with _during(_is_pulling, True):
+        with calls.during(_is_pulling, True):
             return await self._source.__anext__()
+
+    async def aclose(self) -> None:
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class Records(list[Any]):
@@ -549,16 +544,18 @@ class _Publication:
 
     def __init__(self, send: Send, message: Message, given: Publish, producer: Any) -> None:
         self.send = send
+        self.message = message
         self.given = given
         self.producer = producer
-        self._message = message
+        self.is_bound = producer is not None
+        """Whether it was known at once which producer it is, and not only below a function."""
 
     @property
     def headers_of_call(self) -> Any:
         """What ``send`` is called with. Of a producer that is not known the accumulator is not, either."""
         given = self.given.headers
         if self.producer is None:
-            return self._message.headers or given
+            return self.message.headers or given
         copied = None if isinstance(given, list) else _copied(given)
         return copied or given  # of other collections aiokafka's extensions know nothing
 
@@ -578,14 +575,14 @@ def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Argum
     further below, where the size of the message is known.
     """
     publication = _publication.get()
-    if publication is None or publication.producer is not None or not isinstance(producer, AIOKafkaProducer):
+    if publication is None or publication.is_bound or not isinstance(producer, AIOKafkaProducer):
         return args, kwargs
     publication.producer = producer
-    plain = _copied(_given(_HEADERS, "headers", args, kwargs))
+    plain = _copied(calls.given(_HEADERS, "headers", args, kwargs))
     if not plain:
         return args, kwargs
     propagation.write(plain, Context())
-    return _replaced(_HEADERS, "headers", plain, args, kwargs)
+    return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
 
 
 _publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
@@ -627,54 +624,37 @@ def _note_value(made: Send | Create, value: Any) -> None:
         made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
 
 
+_ADDED = ("tp", "key", "value")
+
+
 async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwargs: Options) -> Any:
     """Around ``MessageAccumulator.add_message``: key and value are bytes, and the partition is chosen."""
     publication = _publication.get()
     if publication is None or publication.producer is None:
         return await wrapped(*args, **kwargs)
     try:
-        where, key, value = (_given(i, name, args, kwargs) for i, name in enumerate(("tp", "key", "value")))
+        where, key, value = (calls.given(i, name, args, kwargs) for i, name in enumerate(_ADDED))
         send, given = publication.send, publication.given
         if send.span.is_recording() and where.topic == given.topic:
             if given.partition is None:
                 send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
             _note_value(send, value)
-        written = publication.headers_of_record(key, value, _given(_HEADERS, "headers", args, kwargs))
-        args, kwargs = _replaced(_HEADERS, "headers", written, args, kwargs)
+        written = publication.headers_of_record(key, value, calls.given(_HEADERS, "headers", args, kwargs))
+        args, kwargs = calls.replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
         guard.fault("writing the headers of a publish with aiokafka", error)
     return await wrapped(*args, **kwargs)
 
 
-def _end_with(send: Send, result: Any) -> None:
-    """Ends the span with the delivery; at once, where the result is it already."""
-    if not asyncio.isfuture(result):
-        _note_delivery(send, result)
-        send.close()
-        return
-    try:
-        result.add_done_callback(functools.partial(_note_future, send))
-    except Exception as error:
-        guard.fault("waiting for a delivery of aiokafka", error)
-    send.end_with(result)
-
-
-def _note_future(send: Send, future: Any) -> None:
-    # Not exception(): it would tell asyncio that somebody has seen the error.
-    if not future.cancelled() and getattr(future, "_exception", None) is None:
-        _note_delivery(send, future.result())
-
-
-def _note_delivery(send: Send, metadata: Any) -> None:
+def _describe_answer(metadata: Any) -> Mapping[str, AttributeValue]:
     """What the broker answered; nothing with ``acks=0``. A function around ``send`` may answer something else."""
-    try:
-        partition, offset = getattr(metadata, "partition", None), getattr(metadata, "offset", None)
-        if isinstance(partition, int):
-            send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
-        if isinstance(offset, int) and offset >= 0 and len(send.messages) == 1:
-            send.span.set_attribute(OFFSET, offset)
-    except Exception as error:
-        guard.fault("reading what a broker answered to aiokafka", error)
+    attributes: dict[str, AttributeValue] = {}
+    partition, offset = getattr(metadata, "partition", None), getattr(metadata, "offset", None)
+    if isinstance(partition, int):
+        attributes[semconv.DESTINATION_PARTITION_ID] = str(partition)
+    if isinstance(offset, int) and offset >= 0:
+        attributes[OFFSET] = offset
+    return attributes
 
 
 class _Batch:
@@ -790,18 +770,6 @@ def _send_batch_arguments(batch: Any, topic: Any, *, partition: Any) -> tuple[An
     return batch, topic, partition
 
 
-def _given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
-    return args[index] if len(args) > index else kwargs.get(name)
-
-
-def _replaced(
-    index: int, name: str, value: Any, args: Arguments, kwargs: Options
-) -> tuple[Arguments, Options]:
-    if len(args) > index:
-        return (*args[:index], value, *args[index + 1 :]), kwargs
-    return args, {**kwargs, name: value}
-
-
 # Messages
 
 
@@ -843,33 +811,21 @@ def _describe_key(key: Any) -> dict[str, AttributeValue]:
 
 
 class _Pulled:
-    """What is known of a record that a pull call gave, and that the record itself does not know."""
-
-    __slots__ = ("consumer", "is_handled", "record")
-
-    def __init__(self, record: weakref.ref[Any], consumer: weakref.ref[Any]) -> None:
-        self.record = record
-        self.consumer = consumer
-        self.is_handled = False
-
-
-class _PulledRecords:
-    """By identity, for as long as each record lives: it has no hash."""
+    """Which consumer a record is from, which the record itself does not know. By identity: it has no hash."""
 
     def __init__(self) -> None:
-        self._found: dict[int, _Pulled] = {}
+        self._found: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
 
     def add(self, record: Any, consumer: Any) -> None:
         key, found = id(record), self._found
-        reference = weakref.ref(record, lambda _: found.pop(key, None))
-        found[key] = _Pulled(reference, weakref.ref(consumer))
+        found[key] = (weakref.ref(record, lambda _: found.pop(key, None)), weakref.ref(consumer))
 
-    def find(self, record: Any) -> _Pulled | None:
+    def find(self, record: Any) -> Any:
         found = self._found.get(id(record))
-        return found if found is not None and found.record() is record else None
+        return found[1]() if found is not None and found[0]() is record else None
 
 
-_pulled = _PulledRecords()
+_pulled = _Pulled()
 
 
 class _Uncommitted(NamedTuple):
@@ -880,8 +836,7 @@ class _Uncommitted(NamedTuple):
     offset: int
     headers: Any
     process: Process | ProcessBatch
-    beside: dict[Any, Any]
-    """Where it is kept, with what else its consumer has handled."""
+    consumer: weakref.ref[Any] | None
 
     @property
     def message(self) -> Message:
@@ -905,7 +860,7 @@ class _Uncommitteds:
         partition = TopicPartition(record.topic, record.partition)
         handled.pop(partition, None)  # the latest comes last
         handled[partition] = _Uncommitted(
-            record.topic, record.partition, record.offset, record.headers, process, handled
+            record.topic, record.partition, record.offset, record.headers, process, weakref.ref(consumer)
         )
 
     def of(self, consumer: Any, offsets: Any) -> dict[Any, _Uncommitted]:
@@ -927,6 +882,13 @@ class _Uncommitteds:
         partitions = offsets if isinstance(offsets, Mapping) else ()
         return {partition: one for partition, one in found.items() if partition in partitions}
 
+    def forget(self, settled: Mapping[Any, _Uncommitted]) -> None:
+        for partition, one in settled.items():
+            consumer = None if one.consumer is None else one.consumer()
+            handled = {} if consumer is None else self._consumers.get(consumer, {})
+            if handled.get(partition) is one:
+                del handled[partition]
+
 
 _uncommitted = _Uncommitteds()
 
@@ -940,7 +902,7 @@ def _in_hand() -> dict[Any, _Uncommitted]:
         return {}
     record = scope.message.native
     partition = TopicPartition(record.topic, record.partition)
-    one = _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope, {})
+    one = _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope, None)
     return {partition: one}
 
 

@@ -33,8 +33,9 @@ from typing import Any, cast
 
 from opentelemetry.context import attach, get_current
 
-from queueprop import guard
-from queueprop.adapter import Adapter, Arguments, Hook, Options, Patch, Rivals, Wrapped, missing_extra
+from queueprop import calls, guard
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.flush import flush
 from queueprop.message import Destination, Message
 from queueprop.operations import Send
@@ -218,7 +219,7 @@ class _Hooks:
 
     def enqueue(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``enqueue`` of a broker, by which every message goes out, whoever sends it."""
-        message = _given(0, "message", args, kwargs)
+        message = calls.given(0, "message", args, kwargs)
         outer = _enqueued.get()
         if not _is_message(message) or outer == message.message_id:
             return wrapped(*args, **kwargs)  # the same message in both APIs, or in a subclass
@@ -295,12 +296,12 @@ class _Hooks:
 
     def process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around all that a worker does with one message, up to its ack."""
-        message = _given(0, "message", args, kwargs)
+        message = calls.given(0, "message", args, kwargs)
         return self._process(self._performance(thread.broker, message), wrapped, args, kwargs)
 
     def handle_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around what a consumer does with a message that it was given: one without an actor ends here."""
-        message = _given(0, "message", args, kwargs)
+        message = calls.given(0, "message", args, kwargs)
         error = _actor_not_found(thread.broker, message)
         if error is None:
             return wrapped(*args, **kwargs)
@@ -316,7 +317,7 @@ class _Hooks:
 
     def post_process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the ack or nack of a message."""
-        message = _given(0, "message", args, kwargs)
+        message = calls.given(0, "message", args, kwargs)
         performance = _performance_of(message)
         token = _enqueued.set(None)
         try:
@@ -517,10 +518,6 @@ _RETRIES = "retries"  # Dramatiq's own option: how many there were
 _SENT_AT = "sent_at"
 _DELAY = "delay"
 _TIMES = (_SENT_AT, _DELAY)
-
-
-def _given(position: int, name: str, args: Arguments, kwargs: Options) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _is_message(message: Any) -> bool:

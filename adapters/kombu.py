@@ -32,8 +32,9 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, propagation, rabbitmq
-from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, missing_extra
+from queueprop import calls, guard, propagation, rabbitmq
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.calls import Arguments, Options, Wrapped
 from queueprop.handlers import Scoped, prepared, run_inside
 from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
@@ -437,11 +438,8 @@ class _Hooks:
     def pull(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         if _pulled_from.get() is queue:
             return wrapped(*args, **kwargs)
-        token = _pulled_from.set(queue)
-        try:
+        with calls.during(_pulled_from, queue):
             return self._pull(wrapped, queue, args, kwargs)
-        finally:
-            _pulled_from.reset(token)
 
     def _pull(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         started_at = time.time_ns()

@@ -21,8 +21,8 @@ import copy
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -30,8 +30,9 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, rabbitmq
-from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, hooked, missing_extra
+from queueprop import calls, guard, rabbitmq
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.calls import Arguments, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
@@ -84,7 +85,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
             the same arguments around it.
         settings: instead of those of the environment.
     """
-    return hooked(publish, _Hooks(engine_for(settings)).publish)
+    return calls.hooked(publish, _Hooks(engine_for(settings)).publish)
 
 
 @overload
@@ -173,7 +174,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
     """
-    return hooked(get, _Hooks(engine_for(settings)).get)
+    return calls.hooked(get, _Hooks(engine_for(settings)).get)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -183,7 +184,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     message's CONSUMER span, from any thread and however late. Of a channel's unsettled messages the latest 10,000 are
     remembered, without their bodies; an earlier one is settled without a span.
     """
-    return hooked(settle, _Hooks(engine_for(settings)).settle)
+    return calls.hooked(settle, _Hooks(engine_for(settings)).settle)
 
 
 class PikaInstrumentor(Adapter):
@@ -244,7 +245,9 @@ class _Hooks:
             return wrapped(*args, **kwargs)
         with send:
             if _goes_out(message, given, channel):
-                args, kwargs = _replaced(_PROPERTIES, "properties", message.native.properties, args, kwargs)
+                args, kwargs = calls.replaced(
+                    _PROPERTIES, "properties", message.native.properties, args, kwargs
+                )
             return wrapped(*args, **kwargs)
 
     # The consumer's side
@@ -258,12 +261,12 @@ class _Hooks:
         return self._register("callback", wrapped, args, kwargs)
 
     def _register(self, name: str, wrapped: Wrapped, args: Arguments, kwargs: Options) -> Any:
-        callback = _given(1, name, args, kwargs)
+        callback = calls.given(1, name, args, kwargs)
         if not callable(callback) or str(getattr(callback, "__module__", "")).startswith("pika."):
             return wrapped(*args, **kwargs)
-        auto_ack = bool(_given(2, "auto_ack", args, kwargs))
-        traced = self.callback(callback, _given(0, "queue", args, kwargs), None, auto_ack)
-        args, kwargs = _replaced(1, name, traced, args, kwargs)
+        auto_ack = bool(calls.given(2, "auto_ack", args, kwargs))
+        traced = self.callback(callback, calls.given(0, "queue", args, kwargs), None, auto_ack)
+        args, kwargs = calls.replaced(1, name, traced, args, kwargs)
         return wrapped(*args, **kwargs)
 
     def callback(
@@ -289,7 +292,10 @@ class _Hooks:
         if is_spoken_for(channel):
             return wrapped(*args, **kwargs)
         self._leave_loop(channel)
-        queue, auto_ack = _given(0, "queue", args, kwargs), bool(_given(1, "auto_ack", args, kwargs))
+        queue, auto_ack = (
+            calls.given(0, "queue", args, kwargs),
+            bool(calls.given(1, "auto_ack", args, kwargs)),
+        )
         messages = wrapped(*args, **kwargs)
         loop = GeneratorMessages(
             messages, lambda message: self.process(message, channel, queue, None, auto_ack)
@@ -382,14 +388,14 @@ class _Hooks:
         if _is_pulling.get():
             return wrapped(*args, **kwargs)
         started_at = time.time_ns()
-        queue = _given(0, "queue", args, kwargs)
+        queue = calls.given(0, "queue", args, kwargs)
         try:
-            with _pulling():
+            with calls.during(_is_pulling, True):
                 message = wrapped(*args, **kwargs)
         except BaseException as error:
             self._received(None, channel, queue, started_at, error)
             raise
-        auto_ack = bool(_given(1, "auto_ack", args, kwargs))
+        auto_ack = bool(calls.given(1, "auto_ack", args, kwargs))
         self._received(message, channel, queue, started_at, auto_ack=auto_ack)
         return message
 
@@ -426,8 +432,8 @@ class _Hooks:
             return wrapped(*args, **kwargs)
         try:
             operation = wrapped.__name__.removeprefix("basic_")
-            tag = _given(0, "delivery_tag", args, kwargs) or 0
-            multiple = operation != "reject" and bool(_given(1, "multiple", args, kwargs))
+            tag = calls.given(0, "delivery_tag", args, kwargs) or 0
+            multiple = operation != "reject" and bool(calls.given(1, "multiple", args, kwargs))
             settled = _waiting.take(channel, tag, multiple) or _in_hand(tag)
         except Exception as error:
             guard.fault("preparing a settlement with pika", error)
@@ -454,15 +460,6 @@ _PROPERTIES = 3  # its place among the arguments of basic_publish
 _is_pulling: ContextVar[bool] = ContextVar("queueprop-pika-pulling", default=False)
 
 
-@contextmanager
-def _pulling() -> Iterator[None]:
-    token = _is_pulling.set(True)
-    try:
-        yield
-    finally:
-        _is_pulling.reset(token)
-
-
 # Arguments
 
 
@@ -470,18 +467,6 @@ def _publish_arguments(
     exchange: Any, routing_key: Any, body: Any, properties: Any = None, mandatory: bool = False
 ) -> tuple[Any, Any, Any, Any]:
     return exchange, routing_key, body, properties
-
-
-def _given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
-    return args[index] if len(args) > index else kwargs.get(name)
-
-
-def _replaced(
-    index: int, name: str, value: Any, args: Arguments, kwargs: Options
-) -> tuple[Arguments, Options]:
-    if len(args) > index:
-        return (*args[:index], value, *args[index + 1 :]), kwargs
-    return args, {**kwargs, name: value}
 
 
 # Messages

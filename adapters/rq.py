@@ -41,8 +41,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overl
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span
 
-from queueprop import guard, propagation
-from queueprop.adapter import Adapter, Arguments, Options, Patch, Rivals, Wrapped, missing_extra
+from queueprop import calls, guard, propagation
+from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.flush import flush
 from queueprop.handlers import run_inside
 from queueprop.message import Destination, Message
@@ -245,7 +246,7 @@ class _Hooks:
 
         RQ's own retries and repeats pass ``schedule_job`` too, but with a job that was enqueued before.
         """
-        job = _given(0, "job", args, kwargs)
+        job = calls.given(0, "job", args, kwargs)
         try:
             send = self._send(queue, job, args, kwargs)
         except Exception as error:
@@ -263,7 +264,7 @@ class _Hooks:
             headers=_carrier_for(job.meta),
             # RQ makes an id up when it is first asked for, and refuses `unique` without one of the caller's.
             id=job._id if kwargs.get("unique") else job.id,
-            delay=_delay_until(_given(1, "datetime", args, kwargs)),
+            delay=_delay_until(calls.given(1, "datetime", args, kwargs)),
             native=job,
             describe=_describe_job,
         )
@@ -275,7 +276,7 @@ class _Hooks:
 
     def publish_many(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``enqueue_many``, which a group calls as well."""
-        given = _given(0, "job_datas", args, kwargs)
+        given = calls.given(0, "job_datas", args, kwargs)
         if not isinstance(given, Iterable) or isinstance(given, _Published):
             return wrapped(*args, **kwargs)
         datas = _Published(given)
@@ -306,12 +307,12 @@ class _Hooks:
 
     def perform_job(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around all that a worker does with one job, outside of its time limits."""
-        job, queue = _given(0, "job", args, kwargs), _given(1, "queue", args, kwargs)
+        job, queue = calls.given(0, "job", args, kwargs), calls.given(1, "queue", args, kwargs)
         return self._perform(wrapped, job, queue, args, kwargs, _hand_over if worker.is_horse else None)
 
     def run_sync(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the same where a queue without workers does it (``is_async=False``)."""
-        return self._perform(wrapped, _given(0, "job", args, kwargs), queue, args, kwargs, None)
+        return self._perform(wrapped, calls.given(0, "job", args, kwargs), queue, args, kwargs, None)
 
     def _perform(
         self,
@@ -354,20 +355,21 @@ class _Hooks:
         try:
             return wrapped(*args, **kwargs)
         except BaseException as error:
-            _note_failure(_given(0, "job", args, kwargs), error)
+            _note_failure(calls.given(0, "job", args, kwargs), error)
             raise
 
     def handle_exception(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Within ``perform_job``, which keeps the job's exception to itself."""
         # When the failure callback raised as well, RQ hands in that error. The job's is still being handled.
         _note_failure(
-            _given(0, "job", args, kwargs), sys.exc_info()[1] or _given(2, "exc_value", args, kwargs)
+            calls.given(0, "job", args, kwargs),
+            sys.exc_info()[1] or calls.given(2, "exc_value", args, kwargs),
         )
         return wrapped(*args, **kwargs)
 
     def store_job(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around RQ's storing of a job for its next time: whoever replaced ``meta`` loses no context."""
-        with _context_kept(_given(0, "job", args, kwargs)):
+        with _context_kept(calls.given(0, "job", args, kwargs)):
             return wrapped(*args, **kwargs)
 
     def save_meta(self, wrapped: Wrapped, job: Any, args: Arguments, kwargs: Options) -> Any:
@@ -422,7 +424,7 @@ class _Hooks:
             horse.finish(failure)
 
     def _horse(self, worker: Any, args: Arguments, kwargs: Options) -> _Horse | None:
-        job, queue = _given(0, "job", args, kwargs), _given(1, "queue", args, kwargs)
+        job, queue = calls.given(0, "job", args, kwargs), calls.given(1, "queue", args, kwargs)
         try:
             return _Horse(self.engine, job, queue, spawned=_spawns(worker))
         except Exception as error:
@@ -755,7 +757,7 @@ def _traced_queue(queue: Any, hooks: _Hooks) -> Any:
     return traced
 
 
-def _hooked(hook: Callable[[Wrapped, Any, Arguments, Options], Any], wrapped: Wrapped, owner: Any) -> Wrapped:
+def _hooked(hook: Hook, wrapped: Wrapped, owner: Any) -> Wrapped:
     return functools.wraps(wrapped)(lambda *args, **kwargs: hook(wrapped, owner, args, kwargs))
 
 
@@ -823,10 +825,6 @@ class _Function:
 
 class _Published(list[Any]):
     """The jobs' data of one ``enqueue_many`` that is traced already."""
-
-
-def _given(position: int, name: str, args: Arguments, kwargs: Options) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -6,19 +6,19 @@ An adapter derives from ``Adapter``, names its library, and says in ``patches`` 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from queueprop import guard
+from queueprop.calls import Hook
 from queueprop.settings import Settings
 from queueprop.spans import Engine, engine_for
 
@@ -64,47 +64,12 @@ def missing_extra(module: str, library: str, extra: str) -> MissingExtra:
     return MissingExtra(f'{module} needs {library}: pip install "queueprop[{extra}]"', name=extra)
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-Wrapped = Callable[..., Any]
-Arguments = tuple[Any, ...]
-Options = dict[str, Any]
-Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
-"""What is done around a function: ``hook(wrapped, instance, args, kwargs)``, as in wrapt."""
-
-
 class Patch(NamedTuple):
     """One function of a library, and the hook around it."""
 
     owner: Any
     name: str
     wrapper: Hook
-
-
-def hooked(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
-    """``function`` with ``hook`` around it, as a patch has it, for those who patch nothing.
-
-    The hook's instance is the object whose method it is, None where it is nobody's. Around a ``functools.partial``
-    goes what is inside it, so that the hook sees every argument.
-    """
-    if isinstance(function, functools.partial):
-        return functools.partial(hooked(function.func, hook), *function.args, **function.keywords)
-    instance = getattr(function, "__self__", None)
-    if inspect.iscoroutinefunction(hook):
-
-        @functools.wraps(function)
-        async def call_later(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await hook(function, instance, args, kwargs)
-
-        return call_later  # type: ignore[return-value]
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = hook(function, instance, args, kwargs)
-        return result
-
-    return call
 
 
 class Rivals:

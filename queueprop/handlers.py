@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
+from queueprop.calls import wraps
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +45,7 @@ def run_inside(handler: F, begin: Begin) -> F:
         wrapper = _coroutine(handler, begin)
     else:
         wrapper = _function(handler, begin)
-    return cast(F, functools.wraps(handler)(wrapper))
+    return cast(F, wraps(handler)(wrapper))
 
 
 def prepared(

@@ -133,7 +133,9 @@ class AsyncMessages(_Loop, Generic[T]):
         self._source = source
 
     def __aiter__(self) -> AsyncMessages[T]:
-        return self if self._other_task() is None else AsyncMessages(self._source, self._begin)
+        if self._other_task() is None:
+            return self
+        return AsyncMessages(self._source.__aiter__(), self._begin)
 
     async def __anext__(self) -> T:
         self._move_on()

@@ -13,7 +13,7 @@ import concurrent.futures
 import queue
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from queueprop.spans import Engine
 
 Attributes = Mapping[str, AttributeValue]
+Describe = Callable[[Any], Attributes]
 
 _NO_MESSAGE = Message()
 
@@ -211,6 +212,7 @@ class Send(MessageOperation):
     """The publish of one message, or of several in one call; see ``Engine.send``."""
 
     _carried: Context | None = None
+    _describe: Describe | None = None
 
     def __init__(
         self, engine: Engine, operation: Operation, messages: Sequence[Message], owner: str | None = None
@@ -225,24 +227,43 @@ class Send(MessageOperation):
         if self._carried is not None:
             self.engine.write(Message(headers=headers), self._carried)
 
-    def end_with(self, future: Any) -> None:
-        """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's."""
+    def end_with(self, future: Any, describe: Describe | None = None) -> None:
+        """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's.
+
+        ``describe`` gives attributes from its result; it is called only when the span is recorded.
+        """
         self.detach()
-        self.messages = (_NO_MESSAGE,) * len(
-            self.messages
-        )  # the broker may take its time, and bodies be large
+        # The broker may take its time, and what they hold may be large.
+        self.messages = (_NO_MESSAGE,) * len(self.messages)
+        self._describe = describe
         try:
             future.add_done_callback(self._end_of)
         except Exception as error:
             self.close()
             guard.fault(f"waiting for the end of {self.operation.span_name!r}", error)
 
+    def close_with(self, answer: Any, describe: Describe) -> None:
+        """Ends the span with an answer that is there already; see ``end_with``."""
+        self._note(answer, describe)
+        self.close()
+
     def _end_of(self, future: Any) -> None:
         if future.cancelled():
             self.close(asyncio.CancelledError())
             return
         # exception() would tell asyncio that somebody has seen the error, and silence its "never retrieved".
-        self.close(future._exception if hasattr(future, "_exception") else future.exception())
+        error = future._exception if hasattr(future, "_exception") else future.exception()
+        if error is None and self._describe is not None:
+            self._note(future.result(), self._describe)
+        self.close(error)
+
+    def _note(self, answer: Any, describe: Describe) -> None:
+        if not self.span.is_recording():
+            return
+        try:
+            self.span.set_attributes(describe(answer))
+        except Exception as error:
+            guard.fault(f"reading the answer to {self.operation.span_name!r}", error)
 
     def _open(self, current: Context) -> None:
         engine, message = self.engine, self.messages[0]
@@ -364,8 +385,7 @@ class Create:
 class Process(MessageOperation):
     """The handling of one delivery; see ``Engine.process``."""
 
-    is_counted = True
-    """Whether it is the delivery's first handling, or its only one, for the counters."""
+    _is_counted = True
     _missing: str | None = None
     _waited: float | None = None
     _outer: Process | None = None
@@ -397,7 +417,7 @@ class Process(MessageOperation):
         self._missing = found.reason
         links = [Link(found.span_context)] if found.reason is None else []
         if current:
-            self.is_counted = self.is_counted and not _is_in_batch(current)
+            self._is_counted = not _is_in_batch(current)
             _link_ambient(links, current, parent)
         span = self._start(parent, _attributes(self.operation, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
@@ -434,7 +454,7 @@ class Process(MessageOperation):
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
-        if not self.is_counted:
+        if not self._is_counted:
             return
         instruments.consumed.add(1, attributes)
         self._count_missing(instruments, self._missing)

@@ -28,8 +28,6 @@ from aiokafka.record.memory_records import MemoryRecords
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -41,10 +39,9 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from queueprop import Destination, Message, Settings, guard
+from queueprop import Destination, Settings, guard
 from queueprop.adapter import MissingExtra
 from queueprop.adapters import aiokafka as adapter
-from queueprop.spans import engine_for
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -924,6 +921,24 @@ class TestLoop:
         assert len(captured_spans) == 1
 
     @in_loop
+    async def test_tasks_that_share_one(self, captured_spans: Any, api: Any) -> None:
+        """Each task has the span of its own record, also where the loop is traced by both APIs."""
+        consumer = Consumer(record(1), record(2))
+        messages = adapter.traced_messages(consumer.it)
+
+        async def consume() -> tuple[SpanContext, SpanContext]:
+            async for _ in messages:
+                before = current()
+                await asyncio.sleep(0.01)
+                return before, current()
+            raise AssertionError
+
+        first, second = await asyncio.gather(consume(), consume())
+        await messages.aclose()  # the first task's, which was kept here
+        assert first[0] == first[1] != second[0] == second[1]
+        assert len(captured_spans) == 2
+
+    @in_loop
     async def test_a_closed_consumer_says_so(self, instrumentor: adapter.AIOKafkaInstrumentor) -> None:
         """At the loop's start, as it does alone."""
         consumer = Consumer()
@@ -1040,24 +1055,6 @@ class TestPulling:
             assert type(other) is list
             assert other == plain
         assert not captured_spans.kind(SpanKind.CONSUMER)
-
-    @in_loop
-    async def test_a_delivery_is_counted_once(self, captured_spans: Any) -> None:
-        """Whatever handles its record again: what flattened the lists, and then the handler."""
-        reader = InMemoryMetricReader()
-        settings = Settings(meter_provider=MeterProvider([reader]))
-        consumer = Consumer(record(1), record(2))
-        found = await adapter.traced_get(consumer.it.getmany, settings=settings)()
-        for one in [one for some in found.values() for one in some]:
-            with adapter.traced_message(one, settings=settings):
-                pass
-        found_metrics: Any = reader.get_metrics_data()
-        [points] = [
-            metric.data.data_points
-            for metric in found_metrics.resource_metrics[0].scope_metrics[0].metrics
-            if metric.name == "messaging.client.consumed.messages"
-        ]
-        assert sum(point.value for point in points) == 2
 
     @in_loop
     @pytest.mark.parametrize("answer", [None, [], {"orders": 1}, MappingProxyType({ORDERS: ()})])
@@ -1424,23 +1421,7 @@ class TestFaults:
         assert len(caplog.messages) == 6
 
     @in_loop
-    async def test_of_a_future(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A future that takes no callbacks: the span ends at once."""
-        send = engine_for().send(Destination("kafka", "orders"), Message())
-        send.open()
-
-        class Odd:
-            _asyncio_future_blocking = False
-
-            def add_done_callback(self, callback: Any) -> None:
-                raise RuntimeError("ours")
-
-        adapter._end_with(send, Odd())
-        assert send.closed
-        assert len(caplog.messages) == 2
-
-    @in_loop
-    async def test_of_an_answer(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_of_an_answer(self, captured_spans: Any, caplog: pytest.LogCaptureFixture) -> None:
         """An answer that does not tell its partition is the caller's all the same."""
 
         class Answer:

@@ -1,0 +1,90 @@
+"""Calls of a library's functions, as an adapter sees them: their arguments, and what is done around them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Wrapped = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
+"""What is done around a function: ``hook(wrapped, instance, args, kwargs)``, as in wrapt."""
+
+
+def hooked(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
+    """``function`` with ``hook`` around it, as a patch has it, for those who patch nothing.
+
+    The hook's instance is the object whose method it is, None where it is nobody's. Around a ``functools.partial``
+    goes what is inside it, so that the hook sees every argument.
+    """
+    if isinstance(function, functools.partial):
+        return functools.partial(hooked(function.func, hook), *function.args, **function.keywords)
+    instance = getattr(function, "__self__", None)
+    if inspect.iscoroutinefunction(hook):
+
+        @wraps(function)
+        async def call_later(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return await hook(function, instance, args, kwargs)
+
+        return call_later  # type: ignore[return-value]
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = hook(function, instance, args, kwargs)
+        return result
+
+    return call
+
+
+def wraps(function: Any) -> Callable[[T], T]:
+    """``functools.wraps``, also for what has no name that a function could have: a double of ``unittest.mock``."""
+
+    def decorate(wrapper: T) -> T:
+        try:
+            functools.update_wrapper(wrapper, function)  # type: ignore[arg-type]
+        except TypeError:
+            wrapper.__wrapped__ = function  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
+    """The argument of this place or name; None where it is not given."""
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
+def replaced(
+    index: int, name: str, value: Any, args: Arguments, kwargs: Options
+) -> tuple[Arguments, Options]:
+    """The arguments with another value at this place or name."""
+    if len(args) > index:
+        return (*args[:index], value, *args[index + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+class during(Generic[T]):
+    """A context variable's value for as long as a block runs: ``with during(variable, value): ...``"""
+
+    __slots__ = ("_token", "_value", "_variable")
+
+    def __init__(self, variable: ContextVar[T], value: T) -> None:
+        self._variable = variable
+        self._value = value
+
+    def __enter__(self) -> None:
+        self._token = self._variable.set(self._value)
+
+    def __exit__(self, *error: object) -> None:
+        # A coroutine that nobody awaits to its end is closed by the garbage collector, in whatever context that is.
+        with suppress(ValueError):
+            self._variable.reset(self._token)
