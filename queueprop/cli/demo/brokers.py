@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # name -> the Broker; what it needs is imported only when it runs
 BROKERS = {
     "dramatiq": "queueprop.cli.demo.dramatiq.broker:Dramatiq",
+    "kafka": "queueprop.cli.demo.kafka.broker:Kafka",
     "kombu": "queueprop.cli.demo.kombu.broker:Kombu",
     "rabbitmq": "queueprop.cli.demo.rabbitmq.broker:RabbitMQ",
     "rq": "queueprop.cli.demo.rq.broker:RQ",
