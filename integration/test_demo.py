@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -112,8 +113,7 @@ def demo(folder: Path) -> Iterator[_Demo]:
 @pytest.fixture(scope="module", params=sorted(BROKERS))
 def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
     """Exit status and output of one run to the end, which took less than a minute and left nothing."""
-    if request.param == "rabbitmq" and not in_ci() and shutil.which("rabbitmq-server") is None:
-        pytest.skip("rabbitmq-server is not on the PATH")
+    _skip_without_broker(request.param)
     demo = _Demo(tmp_path_factory.mktemp("demo"), "--broker", request.param)
     try:
         result = demo.end(timeout=60)
@@ -121,6 +121,16 @@ def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         demo.kill()
     demo.assert_nothing_is_left()
     return result
+
+
+def _skip_without_broker(name: str) -> None:
+    """What no package of the extra brings; in CI everything is there."""
+    if in_ci():
+        return
+    if name == "rabbitmq" and shutil.which("rabbitmq-server") is None:
+        pytest.skip("rabbitmq-server is not on the PATH")
+    if name == "kafka" and not (shutil.which("kafka-server-start.sh") or find_spec("confluent_kafka")):
+        pytest.skip("confluent-kafka is not installed, and kafka-server-start.sh not on the PATH")
 
 
 def test_whole_traces_beside_broken_ones(whole_run: tuple[int, str]) -> None:
