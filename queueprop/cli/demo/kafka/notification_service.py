@@ -30,7 +30,7 @@ async def work(consumer: Any) -> None:
         try:
             await send_confirmation(mail["email"], mail["item"], may_be_retried)
         except ConnectionError as error:
-            log.warning("failed, and is tried again: %s", error)
+            log.warning("failed: %s", error)
             failed_at = record.offset
             consumer.seek(emails, failed_at)  # Kafka's way to have a message again
             continue
