@@ -55,6 +55,10 @@ async def explicit_publish(producer: AIOKafkaProducer) -> None:
     batch.append(timestamp=None, key=None, value=b"hello")
     await (await traced_publish(producer.send_batch)(batch, "orders", partition=0))
 
+    async with producer.transaction():
+        commit = traced_settle(producer.send_offsets_to_transaction)
+        await commit({TopicPartition("orders", 0): 1}, "mailers")
+
 
 async def explicit_consume(consumer: AIOKafkaConsumer) -> None:
     async for record in traced_messages(consumer):
