@@ -22,7 +22,7 @@ from queueprop.cli.demo.processes import Processes, accepts
 
 ENDS = "#!/bin/sh\nexit 1\n"
 # Listens where its properties say, when its storage has been formatted. (It speaks no Kafka.)
-STORAGE = "#!/bin/sh\n[ $1 = format ] && cp $5 $5.formatted\n"
+STORAGE = "#!/bin/sh\nproperties=${3#--config=}\n[ $1 = format ] && cp $properties $properties.formatted\n"
 START = f"""#!{sys.executable}
 import re, socket, sys
 properties = open(sys.argv[1] + ".formatted").read()

@@ -113,7 +113,7 @@ def _start(programs: _Programs, processes: Processes) -> tuple[str, Process]:
         "LOG_DIR": str(folder / "kafka-log"),
     }
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    script = '"$1" format -t "$3" -c "$4" && exec "$2" "$4"'
+    script = '"$1" format --cluster-id="$3" --config="$4" && exec "$2" "$4"'
     command = ["/bin/sh", "-c", script, "kafka", *programs, cluster, str(properties)]
     server = processes.start("kafka", command, environment)
     # A new cluster has coordinators of groups some time after it has begun to answer.
