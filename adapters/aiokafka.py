@@ -279,9 +279,9 @@ class _Hooks:
         send.open()
         try:
             with calls.during(_publication, publication):
-                headers = publication.headers_of_call
-                if headers is not given.headers:
-                    args, kwargs = calls.replaced(_HEADERS, "headers", headers, args, kwargs)
+                handed_on = publication.headers_of_call
+                if handed_on is not given.headers:
+                    args, kwargs = calls.replaced(_HEADERS, "headers", handed_on, args, kwargs)
                 result = await wrapped(*args, **kwargs)
         except BaseException as error:
             send.close(error)
@@ -344,7 +344,10 @@ class _Hooks:
             raise
         if batch is not None:
             batch.leave(builder, destination)
-        send.end_with(future)
+        if asyncio.isfuture(future):
+            send.end_with(future)
+        else:
+            send.close()  # of a function around it
         return future
 
     # The consumer's side
@@ -568,6 +571,9 @@ class _Publication:
         return _with_room(self.producer, self.given.topic, key, value, given, written)
 
 
+_publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
+
+
 def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
     """The arguments of a ``send`` below one that is traced already.
 
@@ -583,9 +589,6 @@ def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Argum
         return args, kwargs
     propagation.write(plain, Context())
     return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
-
-
-_publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
 
 
 def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: Any, written: Any) -> Any:

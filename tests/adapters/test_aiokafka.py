@@ -749,6 +749,20 @@ class TestBatches:
         assert captured_spans.named("create orders")[0].attributes["messaging.message.body.size"] == 5
 
     @in_loop
+    async def test_a_function_around_send_batch(self, captured_spans: Any) -> None:
+        """What it answers is the caller's, and the span ends with it."""
+        producer = Producer()
+        batch = adapter.traced_create_batch(producer.it.create_batch)()
+        batch.append(timestamp=None, key=None, value=b"x")
+
+        async def send_batch(batch: Any, topic: str, *, partition: int) -> str:
+            await producer.it.send_batch(batch, topic, partition=partition)
+            return "sent"
+
+        assert await adapter.traced_publish(send_batch)(batch, "orders", partition=0) == "sent"
+        assert [span.name for span in captured_spans] == ["create orders", "publish orders"]
+
+    @in_loop
     async def test_a_batch_that_was_made_untraced(self, captured_spans: Any) -> None:
         """Its messages carry no context: the batch's span says how many there are."""
         producer = Producer()
