@@ -232,7 +232,7 @@ class TestKafka:
             KAFKA.protocol.handshake(f"kafka://{address}", 5)
 
     def test_a_restart_keeps_url_and_data(self, private_kafka: Broker) -> None:
-        """A record outlives a restart, and its broker is where it was."""
+        """A record outlives a restart, and what a group has committed is there as soon as the broker is."""
         aiokafka = pytest.importorskip("aiokafka")
         url = private_kafka.url
         partition = aiokafka.TopicPartition("kept", 0)
@@ -240,10 +240,18 @@ class TestKafka:
         async def write() -> None:
             async with aiokafka.AIOKafkaProducer(bootstrap_servers=addresses(url)) as producer:
                 await producer.send_and_wait("kept", b"one", partition=0)
+            async with aiokafka.AIOKafkaConsumer(
+                bootstrap_servers=addresses(url), group_id="kept"
+            ) as consumer:
+                consumer.assign([partition])
+                await consumer.commit({partition: 1})
 
         async def read() -> object:
-            async with aiokafka.AIOKafkaConsumer(bootstrap_servers=addresses(url)) as consumer:
+            async with aiokafka.AIOKafkaConsumer(
+                bootstrap_servers=addresses(url), group_id="kept"
+            ) as consumer:
                 consumer.assign([partition])
+                assert await consumer.committed(partition) == 1
                 consumer.seek(partition, 0)
                 return (await asyncio.wait_for(consumer.getone(), 30)).value
 

@@ -35,7 +35,10 @@ _JAVA = 17  # what brokers of Kafka 4 need
 _POM = Path(__file__).with_name("kafka_pom.xml")
 _MOCK = Path(__file__).with_name("kafka_mock.py")
 
-_API_VERSIONS, _METADATA = 18, 3
+_OFFSETS = "__consumer_offsets"
+
+_OFFSET_FETCH, _METADATA, _API_VERSIONS = 9, 3, 18
+_LOADING, _NOT_COORDINATOR = 14, 16  # errors
 
 
 def addresses(url: str) -> str:
@@ -44,14 +47,28 @@ def addresses(url: str) -> str:
 
 
 def _handshake(url: str, timeout: float) -> None:
-    """Ask for the versions of its protocol, and for the cluster: until it has a controller it makes no topics."""
-    if not _metadata(url, timeout, topics=0).ports:
+    """Ask for the cluster, which makes no topics until it has brokers, and for the offsets of a group."""
+    found = _metadata(url, timeout)
+    if not found.ports:
         raise OSError("the cluster has no brokers yet")
+    has_groups = any(topic == _OFFSETS for topic, *_ in found.partitions)
+    _check_groups(url, timeout, is_coordinator=has_groups and len(found.ports) == 1)
+
+
+def _check_groups(url: str, timeout: float, *, is_coordinator: bool) -> None:
+    """A broker that still loads its groups says so, and aiokafka 0.14 takes it for: nothing was ever committed."""
+    group, topic, one = b"\0\6nobody", b"\0\7nothing", struct.pack(">i", 1)
+    answer = _request(url, timeout, _OFFSET_FETCH, 1, group + one + topic + one + struct.pack(">i", 0))
+    answer.number(">i"), answer.text(), answer.number(">ii"), answer.number(">q"), answer.text()
+    error = answer.number(">h")
+    if error == _LOADING or (is_coordinator and error == _NOT_COORDINATOR):
+        raise OSError("the groups are not loaded yet")
 
 
 def _member_handshake(url: str, timeout: float) -> None:
     """A node of a cluster is back when it is one of the brokers and has again what it is to keep."""
-    found = _metadata(url, timeout, topics=-1)
+    _handshake(url, timeout)
+    found = _metadata(url, timeout)
     own = [number for number, port in found.ports.items() if port == urlsplit(url).port]
     if not own:
         raise OSError("the cluster does not count the node yet")
@@ -67,12 +84,8 @@ class _Metadata(NamedTuple):
     partitions: Sequence[tuple[str, Sequence[int], Sequence[int]]]
 
 
-def _metadata(url: str, timeout: float, *, topics: int) -> _Metadata:
-    """What the first of the addresses knows; ``topics`` is -1 for all of them and 0 for none."""
-    host, _, port = addresses(url).split(",")[0].rpartition(":")
-    with socket.create_connection((host, int(port)), timeout) as stream:
-        _ask(stream, _API_VERSIONS, 0, b"")
-        answer = _Answer(_ask(stream, _METADATA, 1, struct.pack(">i", topics)))
+def _metadata(url: str, timeout: float) -> _Metadata:
+    answer = _request(url, timeout, _METADATA, 1, struct.pack(">i", -1))
     ports = {}
     for _ in range(answer.number(">i")):
         number, _, ports[number], _ = answer.number(">i"), answer.text(), answer.number(">i"), answer.text()
@@ -84,6 +97,14 @@ def _metadata(url: str, timeout: float, *, topics: int) -> _Metadata:
             answer.number(">hii")  # an error, the partition, its leader
             partitions.append((topic, answer.numbers(), answer.numbers()))
     return _Metadata(ports, partitions)
+
+
+def _request(url: str, timeout: float, key: int, version: int, body: bytes) -> _Answer:
+    """Asks the first of the addresses, and before that for the versions of its protocol, as clients do."""
+    host, _, port = addresses(url).split(",")[0].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout) as stream:
+        _ask(stream, _API_VERSIONS, 0, b"")
+        return _Answer(_ask(stream, key, version, body))
 
 
 class _Answer:
@@ -233,7 +254,7 @@ class KafkaCluster:
 
     def _await_each_other(self) -> None:
         deadline = time.monotonic() + _MEMBER_PROTOCOL.patience
-        while any(len(_metadata(node.url, 2.0, topics=0).ports) < len(self.nodes) for node in self.nodes):
+        while any(len(_metadata(node.url, 2.0).ports) < len(self.nodes) for node in self.nodes):
             if time.monotonic() >= deadline:
                 raise BrokerError(f"the nodes of {self} did not find each other")
             time.sleep(0.05)
