@@ -146,15 +146,12 @@ def traced_consumer(
 
 @overload
 def traced_messages(
-    iterable: AsyncIterable[Any],
-    destination: Destination | None = None,
-    *,
-    settings: Settings | None = None,
-) -> AsyncMessages[Any]: ...
+    iterable: AsyncIterable[T], destination: Destination | None = None, *, settings: Settings | None = None
+) -> AsyncMessages[T]: ...
 @overload
 def traced_messages(
-    iterable: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
-) -> Messages[Any]: ...
+    iterable: Iterable[T], destination: Destination | None = None, *, settings: Settings | None = None
+) -> Messages[T]: ...
 def traced_messages(
     iterable: Any, destination: Destination | None = None, *, settings: Settings | None = None
 ) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -87,9 +87,13 @@ async def poll(topic: str, timeout_ms: int = 0) -> dict[str, list[bytes]]:
 async def settle(offsets: dict[str, int] | None = None) -> None: ...
 
 
-async def what_is_wrapped_keeps_its_type() -> None:
+async def what_is_wrapped_keeps_its_type(records: Sequence[int], stream: AsyncIterator[bytes]) -> None:
     assert_type(await traced_get(poll)("orders", timeout_ms=1), dict[str, list[bytes]])
     assert_type(await traced_settle(settle)(), None)
+    for number in traced_messages(records):
+        assert_type(number, int)
+    async for value in traced_messages(stream):
+        assert_type(value, bytes)
 
 
 def on_publish(span: Span, message: Publish) -> None:
