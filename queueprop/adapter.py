@@ -174,7 +174,14 @@ def _with_options(settings: Settings | None, options: dict[str, Any]) -> Setting
 
 
 def _installed() -> list[str]:
-    return [library for library in ADAPTERS if importlib.util.find_spec(library) is not None]
+    return [library for library in ADAPTERS if _is_installed(library)]
+
+
+def _is_installed(library: str) -> bool:
+    # kombu, once imported, has put a module in its place that has no spec, which find_spec refuses.
+    if library in sys.modules:
+        return sys.modules[library] is not None
+    return importlib.util.find_spec(library) is not None
 
 
 def _load(library: str) -> Adapter:

@@ -1350,3 +1350,14 @@ def test_a_pull_from_an_unbound_queue_is_kombu_s_error(
     assert caplog.records == []
     [span] = captured_spans
     assert (span.name, attributes(span)["error.type"]) == ("poll orders", "kombu.exceptions.NotBoundError")
+
+
+def test_all_that_is_installed_when_kombu_is_imported() -> None:
+    """kombu puts a module without a spec in its own place: ``instrument()`` without names finds it all the same."""
+    assert kombu.__name__ in sys.modules
+    queueprop.instrument()
+    try:
+        assert adapter.KombuInstrumentor().is_instrumented_by_opentelemetry
+    finally:
+        queueprop.uninstrument()
+    assert not adapter.KombuInstrumentor().is_instrumented_by_opentelemetry

@@ -408,6 +408,12 @@ class TestInstrument:
         queueprop.uninstrument()
         assert not ours.is_instrumented_by_opentelemetry
 
+    def test_a_library_that_is_hidden(self, ours: MyAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``None`` in its place in ``sys.modules`` is Python's way to say that it is not to be imported."""
+        monkeypatch.setitem(sys.modules, "my_library", None)
+        queueprop.instrument()
+        assert not ours.is_instrumented_by_opentelemetry
+
     def test_by_name(self, telemetry: Telemetry, ours: MyAdapter) -> None:
         """With names: those; twice is once, without a word about it."""
         queueprop.instrument("my_library", settings=telemetry.settings())
