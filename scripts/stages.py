@@ -23,7 +23,7 @@ CONTAINERS_UP = CHECKOUT.parent / "shared" / "containers" / "up"
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-OLDER_LIBRARIES = ("oldest", "rq2")
+OLDER_LIBRARIES = ("oldest-live", "rq2", "oldest")  # the longest first
 
 TYPED = ("queueprop", "tests", "integration", "benchmarks", "scripts")
 TYPED_AS_USERS_WRITE = ("queueprop", "tests/typing")
