@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import runpy
 import signal
 import socket
@@ -185,9 +186,28 @@ def test_keeper_does_not_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert time.monotonic() - began < keeper.GRACE
 
 
-def test_ports() -> None:
-    """A port that was given out is free, and listening there shows."""
+class _Drawn:
+    """A source of random numbers that gives one after another of these, and the last for ever."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = list(numbers)
+
+    def randrange(self, first: int, end: int) -> int:
+        number = self._numbers.pop(0) if len(self._numbers) > 1 else self._numbers[0]
+        assert first <= number < end
+        return number
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that was given out is free, and listening there shows; what is taken is not given out."""
     port = free_port()
     assert not accepts(port)
+    other = free_port()
     with socket.create_server(("127.0.0.1", port)):
         assert accepts(port)
+        drawn = _Drawn(port, port, other)
+        monkeypatch.setattr(random, "SystemRandom", lambda: drawn)
+        assert free_port() == other
+        drawn = _Drawn(port)
+        with pytest.raises(OSError, match="no free port"):
+            free_port()

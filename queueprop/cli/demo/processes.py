@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -164,10 +165,17 @@ def until(what: str, condition: Callable[[], bool], timeout: float, *processes: 
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on now. Raises OSError when none is found.
+
+    Not from the range that systems give to connections: one of those could have it before its server does, or be
+    taken for it.
+    """
+    for _ in range(200):
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port was found on 127.0.0.1 between 20000 and 30000")
 
 
 def accepts(port: int) -> bool:
