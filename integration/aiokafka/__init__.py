@@ -1,0 +1,1 @@
+"""What aiokafka and Kafka alone have. What every library has is in the contract."""
