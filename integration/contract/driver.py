@@ -6,6 +6,7 @@ instrumentor), and its class says beforehand what the column lacks. Everything e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -15,10 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
-
 from integration.contract.actions import Handler
 from queueprop import Settings
+from queueprop.adapter import Adapter
 
 Api = Literal["explicit", "instrumentor"]
 
@@ -154,6 +154,7 @@ class Driver(ABC):
         self.style = style
         self.api = api
         self.url = url
+        self._settings: Settings | None = None
         number = f"{os.getpid()}-{next(Driver._numbers)}"
         self.queue = f"orders-{number}"
         self.other_queue = f"shipments-{number}"
@@ -220,11 +221,41 @@ class Driver(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
-    @abstractmethod
-    def tracing(self, settings: Settings) -> AbstractContextManager[None]:
+    @contextmanager
+    def tracing(self, settings: Settings) -> Iterator[None]:
         """queueprop is on inside: the explicit API wraps what the verbs call, or the instrumentor is
         installed.
         """
+        self._settings = settings
+        instrumentor = self.instrumentor() if self.api == "instrumentor" else None
+        if instrumentor is not None:
+            instrumentor.instrument(settings=settings)
+        try:
+            yield
+        finally:
+            self._settings = None
+            if instrumentor is not None and instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.uninstrument()
+
+    @property
+    def _is_explicit(self) -> bool:
+        """Whether the verbs wrap what they call."""
+        return self.api == "explicit" and self._settings is not None
+
+    def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """What the user of a pull call writes, also where the instrumentor is on."""
+        on = self._is_explicit or (self.api == "instrumentor" and self.instrumentor().is_active)
+        return scope() if on else contextlib.nullcontext()
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """A client without queueprop, in a process where the instrumentor is on."""
+        instrumentor = self.instrumentor()
+        installed, instrumentor._installed = instrumentor._installed, False
+        try:
+            yield
+        finally:
+            instrumentor._installed = installed
 
     # The producer's side.
 
@@ -325,7 +356,7 @@ class Driver(ABC):
     """The top-level names of the library's modules."""
 
     @classmethod
-    def instrumentor(cls) -> BaseInstrumentor:
+    def instrumentor(cls) -> Adapter:
         raise NotImplementedError
 
     @contextmanager

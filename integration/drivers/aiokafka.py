@@ -32,7 +32,6 @@ from integration.contract.driver import (
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error
-from queueprop import Settings
 from queueprop.adapters import aiokafka as adapter
 
 _CLIENT = "contract"
@@ -107,7 +106,6 @@ class AIOKafkaDriver(Driver):
         shared = f"{os.getpid()}-{style.replace(' ', '-')}"
         self.queue, self.other_queue = f"orders-{shared}", f"shipments-{shared}"
         self._begins: Mapping[Any, int] = {}
-        self._settings: Settings | None = None
         self._refusals: dict[str, str] = {}
         self._threads: dict[int, _Thread] = {}
         self._pending: list[asyncio.Future[Any]] = []
@@ -133,19 +131,6 @@ class AIOKafkaDriver(Driver):
 
     def reconnect(self) -> None:
         self.close()
-
-    @contextmanager
-    def tracing(self, settings: Settings) -> Iterator[None]:
-        self._settings = settings
-        instrumentor = adapter.AIOKafkaInstrumentor()
-        if self.api == "instrumentor":
-            instrumentor.instrument(settings=settings)
-        try:
-            yield
-        finally:
-            self._settings = None
-            if instrumentor.is_instrumented_by_opentelemetry:
-                instrumentor.uninstrument()
 
     @property
     def _servers(self) -> str:
@@ -486,15 +471,6 @@ class AIOKafkaDriver(Driver):
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    @property
-    def _is_explicit(self) -> bool:
-        return self.api == "explicit" and self._settings is not None
-
-    def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
-        """What the user of a pull call writes, also where the instrumentor is on."""
-        on = self._is_explicit or (self.api == "instrumentor" and adapter.AIOKafkaInstrumentor().is_active)
-        return scope() if on else contextlib.nullcontext()
-
     # What a plain client sees
 
     def wire(self, queue: str | None = None) -> list[WireMessage]:
@@ -548,16 +524,6 @@ class AIOKafkaDriver(Driver):
         finally:
             self.close()
             self._producer_class, self._consumer_class = AIOKafkaProducer, AIOKafkaConsumer
-
-    @contextmanager
-    def _untraced(self) -> Iterator[None]:
-        """A client without queueprop, in a process where the instrumentor is on."""
-        instrumentor = adapter.AIOKafkaInstrumentor()
-        installed, instrumentor._installed = instrumentor._installed, False
-        try:
-            yield
-        finally:
-            instrumentor._installed = installed
 
     # What is expected
 

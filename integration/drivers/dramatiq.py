@@ -115,7 +115,6 @@ class DramatiqDriver(Driver):
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self._settings: Settings | None = None
         self._derived = False
         self._handler: Handler | None = None
         self._over = threading.Semaphore(0)
@@ -138,18 +137,10 @@ class DramatiqDriver(Driver):
 
     @contextmanager
     def tracing(self, settings: Settings) -> Iterator[None]:
-        instrumentor = adapter.DramatiqInstrumentor()
-        if self.api == "instrumentor":
-            instrumentor.instrument(settings=settings)
-        else:
-            self._settings = settings
+        if self.api == "explicit":
             self.app.add_middleware(adapter.QueuepropMiddleware(settings))
-        try:
+        with super().tracing(settings):
             yield
-        finally:
-            self._settings = None
-            if instrumentor.is_instrumented_by_opentelemetry:
-                instrumentor.uninstrument()
 
     def _new_broker(self) -> Any:
         """What a user makes first."""
@@ -160,7 +151,7 @@ class DramatiqDriver(Driver):
         broker.add_middleware(_Teller(self))
         if self.style.endswith(_ASYNC):
             broker.add_middleware(AsyncIO())
-        if self._settings is not None:
+        if self._is_explicit:
             broker.add_middleware(adapter.QueuepropMiddleware(self._settings))
         return broker
 

@@ -41,7 +41,6 @@ from integration.contract.driver import (
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
-from queueprop import Settings
 from queueprop.adapters import kombu as adapter
 
 _PUSHED = ("callbacks", "on_message", "ConsumerMixin")
@@ -109,7 +108,6 @@ class KombuDriver(Driver):
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
         self._consumes = style
-        self._settings: Settings | None = None
         self._local = threading.local()
         self._connections: list[kombu.Connection] = []
         self._producer_class: Any = kombu.Producer
@@ -144,23 +142,6 @@ class KombuDriver(Driver):
     def _entity(self, name: str) -> Any:
         exchange = kombu.Exchange(name, "direct")
         return self._queue_class(name, exchange, name, queue_arguments=dict(self.queue_arguments))
-
-    @contextmanager
-    def tracing(self, settings: Settings) -> Iterator[None]:
-        self._settings = settings
-        instrumentor = adapter.KombuInstrumentor()
-        if self.api == "instrumentor":
-            instrumentor.instrument(settings=settings)
-        try:
-            yield
-        finally:
-            self._settings = None
-            if instrumentor.is_instrumented_by_opentelemetry:
-                instrumentor.uninstrument()
-
-    @property
-    def _is_explicit(self) -> bool:
-        return self._settings is not None and self.api == "explicit"
 
     # Publishing
 
@@ -308,13 +289,7 @@ class KombuDriver(Driver):
         return adapter.traced_settle(settle, settings=self._settings) if self._is_explicit else settle
 
     def _handling(self, message: kombu.Message) -> contextlib.AbstractContextManager[Any]:
-        """What a user of the pull calls writes, in both APIs."""
-        if not self._is_on():
-            return contextlib.nullcontext()
-        return adapter.traced_message(message, settings=self._settings)
-
-    def _is_on(self) -> bool:
-        return self._is_explicit or (self.api == "instrumentor" and adapter.KombuInstrumentor().is_active)
+        return self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
 
     def consume_batch(self, handler: Handler, count: int) -> None:
         job = _Job(self, self._connection, handler, count)

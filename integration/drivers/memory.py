@@ -33,7 +33,7 @@ from integration.contract.driver import (
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
-from queueprop import Destination, Message, Settings
+from queueprop import Destination, Message
 
 _STYLES = ("callback", "with", "pull", "async", "generator", "async generator")
 
@@ -98,7 +98,6 @@ class MemoryDriver(Driver):
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
         self._broker = _Broker()
-        self._settings: Settings | None = None
         self._destinations = {name: Destination(self.system, name) for name in (self.queue, self.other_queue)}
 
     def open(self) -> None:
@@ -106,14 +105,6 @@ class MemoryDriver(Driver):
 
     def close(self) -> None:
         pass
-
-    @contextmanager
-    def tracing(self, settings: Settings) -> Iterator[None]:
-        self._settings = settings
-        try:
-            yield
-        finally:
-            self._settings = None
 
     def publish(
         self,

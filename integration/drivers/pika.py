@@ -36,7 +36,7 @@ from integration.contract.driver import (
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from integration.drivers.pika_loop import Loop
-from queueprop import Destination, Settings, rabbitmq
+from queueprop import Destination, rabbitmq
 from queueprop.adapters import pika as adapter
 
 _FRAME_MAX = 131_072
@@ -110,7 +110,6 @@ class PikaDriver(Driver):
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
         self.dead_queue = f"{self.queue}-dead"
-        self._settings: Settings | None = None
         self._declared = False
         self._declaring = threading.Lock()
         self._refusals: dict[str, str] = {}
@@ -151,19 +150,6 @@ class PikaDriver(Driver):
     @property
     def _parameters(self) -> pika.URLParameters:
         return pika.URLParameters(self.url)
-
-    @contextmanager
-    def tracing(self, settings: Settings) -> Iterator[None]:
-        self._settings = settings
-        instrumentor = adapter.PikaInstrumentor()
-        if self.api == "instrumentor":
-            instrumentor.instrument(settings=settings)
-        try:
-            yield
-        finally:
-            self._settings = None
-            if instrumentor.is_instrumented_by_opentelemetry:
-                instrumentor.uninstrument()
 
     # Publishing
 
@@ -511,15 +497,6 @@ class PikaDriver(Driver):
             run(handler, self._delivery(channel, message))
             break
 
-    @property
-    def _is_explicit(self) -> bool:
-        return self.api == "explicit" and self._settings is not None
-
-    def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
-        """What the user of a pull call writes, also where the instrumentor is on."""
-        on = self._is_explicit or (self.api == "instrumentor" and adapter.PikaInstrumentor().is_active)
-        return scope() if on else contextlib.nullcontext()
-
     # What a plain client sees
 
     def wire(self, queue: str | None = None) -> list[WireMessage]:
@@ -565,16 +542,6 @@ class PikaDriver(Driver):
             yield
         finally:
             self._connection_class = plain
-
-    @contextmanager
-    def _untraced(self) -> Iterator[None]:
-        """A client without queueprop, in a process where the instrumentor is on."""
-        instrumentor = adapter.PikaInstrumentor()
-        installed, instrumentor._installed = instrumentor._installed, False
-        try:
-            yield
-        finally:
-            instrumentor._installed = installed
 
     # What is expected
 

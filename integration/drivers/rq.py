@@ -136,7 +136,6 @@ class RQDriver(Driver):
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self._settings: Settings | None = None
         self._queue_class: type[rq.Queue] = rq.Queue
         self._subclass = False
 
@@ -164,22 +163,13 @@ class RQDriver(Driver):
 
     @contextmanager
     def tracing(self, settings: Settings) -> Iterator[None]:
-        if self.api == "instrumentor":
-            instrumentor = adapter.RQInstrumentor()
-            instrumentor.instrument(settings=settings)
-            try:
-                yield
-            finally:
-                if instrumentor.is_instrumented_by_opentelemetry:
-                    instrumentor.uninstrument()
-            return
-        os.environ[rq_jobs.SETTINGS] = rq_jobs.dump_settings(settings)
-        self._settings = settings
-        self._traced_worker_class().queueprop_settings = settings
+        if self.api == "explicit":
+            os.environ[rq_jobs.SETTINGS] = rq_jobs.dump_settings(settings)
+            self._traced_worker_class().queueprop_settings = settings
         try:
-            yield
+            with super().tracing(settings):
+                yield
         finally:
-            self._settings = None
             os.environ.pop(rq_jobs.SETTINGS, None)  # of several explicit drivers the first took it away
 
     # Publishing
@@ -269,11 +259,11 @@ class RQDriver(Driver):
 
     @property
     def _job(self) -> Callable[[str], None]:
-        decorated = self.style == "@traced_consumer" and self._settings is not None
+        decorated = self.style == "@traced_consumer" and self._is_explicit
         return rq_jobs.perform_decorated if decorated else rq_jobs.perform
 
     def _traced(self, publish: Callable[..., Any]) -> Callable[..., Any]:
-        return publish if self._settings is None else adapter.traced_publish(publish, settings=self._settings)
+        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
 
     def _queue(self, name: str | None = None) -> rq.Queue:
         return self._queue_class(name or self.queue, connection=self._connection)
@@ -315,7 +305,7 @@ class RQDriver(Driver):
         return self._worker_class()([self._queue()], connection=self._connection)
 
     def _worker_class(self) -> Any:
-        traced = self._settings is not None and self.style != "@traced_consumer"
+        traced = self._is_explicit and self.style != "@traced_consumer"
         if traced:
             return self._traced_worker_class()
         name = "Worker" if self.style in ("WorkerPool", "@traced_consumer") else self.style
@@ -379,16 +369,6 @@ class RQDriver(Driver):
         finally:
             self._queue_class = rq.Queue
             self._subclass = False
-
-    @contextmanager
-    def _untraced(self) -> Iterator[None]:
-        """A producer without queueprop, in a process where the instrumentor is on."""
-        instrumentor = adapter.RQInstrumentor()
-        installed, instrumentor._installed = instrumentor._installed, False
-        try:
-            yield
-        finally:
-            instrumentor._installed = installed
 
     # What is expected
 
