@@ -408,6 +408,7 @@ def _jars_by_maven(version: str) -> Path:
             maven,
             "-q",
             "-B",
+            "-Dstyle.color=never",
             "-f",
             str(_POM),
             "dependency:copy-dependencies",
@@ -415,7 +416,9 @@ def _jars_by_maven(version: str) -> Path:
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
-            raise Unavailable(f"Maven could not fetch Kafka's jars: {done.stdout.strip()[-300:]}")
+            # It says what was wrong first, and then how to read about it.
+            first = next((line for line in done.stdout.splitlines() if "[ERROR]" in line), done.stderr)
+            raise Unavailable(f"Maven could not fetch Kafka's jars: {first.strip()[:500]}")
         if not jars.is_dir():
             fetched.rename(jars)
     finally:
