@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import threading
 from collections.abc import Collection, Sequence
 from typing import Any, overload
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.metrics import get_meter_provider
+from opentelemetry.metrics import MeterProvider, get_meter_provider
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
@@ -198,10 +199,21 @@ class Engine:
     def instruments(self) -> Instruments:
         provider = self._given_meter_provider or get_meter_provider()
         if provider is not self._meter_provider:
-            self._instruments = Instruments(provider, __version__)
-            self._meter_provider = provider
+            self._make_instruments(provider)
         instruments: Instruments = self._instruments
         return instruments
+
+    def _make_instruments(self, provider: MeterProvider) -> None:
+        """Makes them while no other thread does, not even for another engine: of two threads that make the same
+        instruments of one provider at once, older SDKs fail one.
+        """
+        has_turn = _making_instruments.acquire(timeout=_LONGEST_TURN)
+        try:
+            self._instruments = Instruments(provider, __version__)
+            self._meter_provider = provider
+        finally:
+            if has_turn:
+                _making_instruments.release()
 
     def excludes(self, destination: Destination) -> bool:
         return self.excluded is not None and self.excluded(destination.name or "") is not None
@@ -248,6 +260,13 @@ class Engine:
             hook(span, message if message.native is None else message.native)
         except Exception as error:
             guard.fault("running a hook of Settings", error)
+
+
+_making_instruments = threading.RLock()
+_LONGEST_TURN = 1.0
+"""Seconds to wait for whoever makes instruments, which takes less than a millisecond: longer is a thread that a time
+limit interrupted there, or one that a fork left behind, and nobody waits for those.
+"""
 
 
 def engine_for(settings: Settings | None = None) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import INVALID_SPAN, NoOpTracerProvider, get_current_span
 
 import queueprop
-from queueprop import Message, guard
+from queueprop import Message, guard, spans
 from queueprop.operations import MessageOperation
 from queueprop.spans import Engine, engine_for
 
@@ -207,8 +208,11 @@ def test_without_a_span_it_says_so() -> None:
 
 
 @pytest.fixture
-def limit() -> Iterator[None]:
-    """A signal whose handler raises TimeLimit wherever the program stands."""
+def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A signal whose handler raises TimeLimit wherever the program stands; a lock that is never given back for it
+    belongs to this test alone.
+    """
+    monkeypatch.setattr(spans, "_making_instruments", threading.RLock())
 
     def expire(number: int, frame: FrameType | None) -> None:
         raise TimeLimit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from queueprop import Destination, Message, semconv, spans
+from queueprop import Destination, Message, Settings, semconv, spans
 from queueprop.metrics import Instruments
 from queueprop.spans import Engine, engine_for
 
@@ -324,3 +325,45 @@ def test_a_measurement_that_fails(
     with engine.send(ORDERS, Message({})):
         pass
     assert telemetry.only().end_time is not None
+
+
+def test_threads_that_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They make the instruments one after the other, also those of two engines: the SDK fails one of two at once."""
+    at_work = threading.Lock()
+    overlaps: list[str] = []
+
+    class Slow(Instruments):
+        def __init__(self, *given: Any) -> None:
+            if not at_work.acquire(blocking=False):
+                overlaps.append(threading.current_thread().name)
+                return
+            time.sleep(0.02)
+            super().__init__(*given)
+            at_work.release()
+
+    monkeypatch.setattr(spans, "Instruments", Slow)
+    provider = SdkMeterProvider()
+    engines = [Engine(Settings(meter_provider=provider)) for _ in range(2)]
+    start = threading.Barrier(4)
+
+    def begin(engine: Engine) -> None:
+        start.wait(10)
+        engine.instruments()
+
+    threads = [threading.Thread(target=begin, args=(engine,)) for engine in engines * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == []
+
+
+def test_a_thread_that_was_interrupted_while_it_made_instruments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it for a moment, not for ever: their messages are measured."""
+    monkeypatch.setattr(spans, "_making_instruments", threading.RLock())
+    monkeypatch.setattr(spans, "_LONGEST_TURN", 0.01)
+    interrupted = threading.Thread(target=spans._making_instruments.acquire)
+    interrupted.start()
+    interrupted.join()
+    made = Engine(Settings(meter_provider=SdkMeterProvider())).instruments()
+    assert made.enabled
