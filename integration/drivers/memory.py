@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import queueprop
@@ -437,8 +437,8 @@ class _Envelope:
     retries: int = 0
     delay: float | None = None
     attempt: int = 0
-    sent_at: float = field(default_factory=time.time)
     queue: str = ""
+    sent_at: float = 0.0
 
 
 def _message(envelope: _Envelope) -> Message:
@@ -467,7 +467,7 @@ class _Broker:
             raise queue.Full("no place left")
         with self._lock:
             self._queues.setdefault(name, deque()).append(
-                replace(envelope, headers=dict(envelope.headers), queue=name)
+                replace(envelope, headers=dict(envelope.headers), queue=name, sent_at=time.time())
             )
 
     def get(self, name: str) -> _Envelope:
