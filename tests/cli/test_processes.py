@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from queueprop.cli.demo import keeper
 from queueprop.cli.demo.processes import Died, Processes, accepts, free_port, until
+from queueprop.cli.demo.signals import Stopped, StopSignals
 
 SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
 STUBBORN = [
@@ -211,3 +214,39 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn = _Drawn(port)
         with pytest.raises(OSError, match="no free port"):
             free_port()
+
+
+def test_a_signal_while_a_process_is_looked_at() -> None:
+    """At whatever line of ``Popen.poll`` it comes: it stops the wait, and the process can still be stopped."""
+    line = 0
+    is_over = False
+    while not is_over:
+        line += 1
+        with StopSignals() as signals, Processes(_ignore, signals.held) as processes:
+            process = processes.start("sleep", SLEEP, {})
+            left = line
+
+            def tracer(frame: FrameType, event: str, argument: object) -> Any:
+                nonlocal left
+                if frame.f_code.co_name != "_internal_poll":
+                    return None
+                if event == "line":
+                    left -= 1
+                    if left == 0:
+                        signal.raise_signal(signal.SIGTERM)
+                return tracer
+
+            before = sys.gettrace()
+            sys.settrace(tracer)
+            try:
+                process.check()
+            except Stopped:
+                pass
+            finally:
+                sys.settrace(before)
+            is_over = left > 0
+            lock = process._process._waitpid_lock  # type: ignore[attr-defined]
+            is_free = lock.acquire(timeout=0)
+            lock.release()
+            assert is_free, f"line {line}"
+    assert line > 3

@@ -58,7 +58,7 @@ class Processes:
         """Starts a program. ``environment`` is added to the demo's own; a variable that is empty is taken out."""
         env = {key: value for key, value in {**os.environ, **environment}.items() if value}
         with self._held():
-            process = Process(name, command, env, self.folder, self._on_line)
+            process = Process(name, command, env, self.folder, self._on_line, self._held)
             self._started.append(process)
             self._tell(f"+{process.pid}")
             process.on_end = lambda: self._tell(f"-{process.pid}")
@@ -95,9 +95,16 @@ class Process:
     on_end: Callable[[], None]
 
     def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], folder: Path, on_line: OnLine
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        folder: Path,
+        on_line: OnLine,
+        held: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.name = name
+        self._held = held
         self._is_stopped = False
         self._last: deque[str] = deque(maxlen=30)
         self._on_line = on_line
@@ -116,7 +123,8 @@ class Process:
 
     def check(self) -> None:
         """Raises Died when it has ended."""
-        status = self._process.poll()
+        with self._held():  # an exception in the middle of poll() would keep its lock, which stop() waits for
+            status = self._process.poll()
         if status is not None:
             self._reader.join(1)
             raise self.died(f"ended with status {status}")
