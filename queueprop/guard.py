@@ -1,8 +1,14 @@
-"""The guard: a fault of ours is logged once a place and never reaches the user's call.
+"""The guard: a fault of ours is told once a place and never reaches the user's call; nor does the telling.
 
 Code that runs inside a user's publish or consume catches ``Exception`` around its own work and hands it to
 ``fault``; the call then goes on untraced. What is not ours goes through: a time limit of a library is often an
 ``Exception`` that a signal handler raises wherever the program stands, our code included.
+
+Logging is the program's own and may be broken (a handler that raises, a closed stderr), or ship records through
+the very library that is traced. So all that queueprop says is said here: what raises meanwhile is dropped, nothing is
+said from within, and what a log handler publishes meanwhile is not traced. A line that nobody would see goes to stderr.
+
+It imports nothing of ours: every floor stands on it.
 """
 
 from __future__ import annotations
@@ -11,8 +17,14 @@ import functools
 import logging
 import os
 import signal
+import sys
+import traceback
+from contextlib import suppress
+from contextvars import ContextVar
 from types import CodeType
 from typing import Any
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 _logger = logging.getLogger("queueprop")
 
@@ -20,7 +32,14 @@ _logger = logging.getLogger("queueprop")
 raise_faults = os.environ.get("_QUEUEPROP_RAISE_FAULTS") == "1"
 
 _not_ours: tuple[type[BaseException], ...] = ()
-_logged: set[str] = set()
+
+# How often each thing was to be said. A forked child has its parent's: what that one said is said.
+_logged: dict[str, int] = {}
+_MOST = 1000
+"""Of that many different things; whoever has not noticed by then is not helped by more."""
+
+_LONGEST_LINE = 1000
+_LONGEST_NAME = 200
 
 
 def let_through(*types: type[BaseException]) -> None:
@@ -29,23 +48,46 @@ def let_through(*types: type[BaseException]) -> None:
     _not_ours = tuple(dict.fromkeys((*_not_ours, *types)))
 
 
-def fault(where: str, error: Exception) -> None:
-    """Takes a fault of ours: the first one of a place is logged with its traceback, later ones at DEBUG.
+def fault(where: str, error: Exception, about: object = "") -> None:
+    """Takes a fault of ours, or of the SDK: the first one of a place is logged with its traceback, later ones at DEBUG.
 
-    ``where`` says what was being done, in words that a user understands ("starting the span of a publish").
     Raises ``error`` again when it is not ours, and always under queueprop's own test suite.
+
+    Args:
+        where: what was being done, in words that a user understands ("starting the span of a publish").
+        error: the exception, as caught.
+        about: which message or destination it was; told, but another one is no other place.
     """
     if raise_faults or is_not_ours(error):
         raise error
-    if where in _logged:
-        _logger.debug("queueprop failed again while %s: %r", where, error)
-        return
-    _logged.add(where)
-    _logger.warning(
-        "queueprop failed while %s; the message goes on without it. Please report this. (Said once.)",
-        where,
-        exc_info=error,
-    )
+    times = _count(where)
+    if times == 1:
+        log(
+            logging.WARNING,
+            "queueprop failed while %s; the message goes on without it. %s (Said once.)",
+            _named(where, about),
+            _whose(error),
+            exc_info=error,
+        )
+    elif times & (times - 1) == 0:
+        # Not each time: a log that is shipped through a traced queue would feed itself.
+        log(
+            logging.DEBUG,
+            "queueprop failed %d times while %s: %s",
+            times,
+            _named(where, about),
+            _shown(error),
+        )
+
+
+def slip(where: str, error: Exception) -> None:
+    """Takes what a function of the user's raised (a hook, a ``trust`` function): one line, once a place.
+
+    ``where`` names that function. Raises ``error`` again when it was meant for the program.
+    """
+    if is_not_ours(error):
+        raise error
+    mistake(where, f"it raised {_shown(error)}{_place(error)}; the message goes on without it")
 
 
 def is_not_ours(error: Exception) -> bool:
@@ -53,12 +95,122 @@ def is_not_ours(error: Exception) -> bool:
     return isinstance(error, _not_ours) or _comes_from_a_signal(error)
 
 
-def mistake(where: str, text: str) -> None:
-    """Tells the user of something to mend in their code or settings: one line, once a place and text."""
-    if (where + text) in _logged:
+def mistake(where: str, text: str, about: object = "") -> None:
+    """Tells the user of something to mend in their code or settings: one line, once a place and text.
+
+    It reaches a person: on stderr, where no handler of the program's logging would show it. Who wants none of it
+    gives the logger ``queueprop`` a level, or a handler of its own without propagation.
+
+    Args:
+        where: what was being done.
+        text: what is wrong, and what to do.
+        about: which message or destination it was; told, but another one is no other place.
+    """
+    if _count(where + text) > 1:
         return
-    _logged.add(where + text)
-    _logger.warning("queueprop, %s: %s", where, text)
+    line = f"queueprop, {_named(where, about)}: {text}"
+    log(logging.WARNING, "%s", one_line(line))
+    if not _is_seen():
+        with suppress(Exception):
+            print(one_line(line), file=sys.stderr, flush=True)
+
+
+def log(level: int, text: str, *arguments: object, exc_info: BaseException | None = None) -> None:
+    """Logs, and raises nothing but what was meant for the program. What is said from within is not said."""
+    if _saying.get():
+        return
+    token = _saying.set(True)
+    try:
+        if _logger.isEnabledFor(level):
+            with suppress_instrumentation():
+                _logger.log(level, text, *arguments, exc_info=exc_info)
+    except Exception as error:
+        if is_not_ours(error):
+            raise
+    finally:
+        _saying.reset(token)
+
+
+def one_line(text: object, longest: int = _LONGEST_LINE) -> str:
+    """Somebody else's text as a part of a line: without control characters, and not longer than that."""
+    shown = _text_of(text)
+    if len(shown) > longest:
+        shown = shown[:longest] + "..."
+    return shown if shown.isprintable() else "".join(map(_escaped, shown))
+
+
+# A copy goes into the tasks that a handler makes: what they publish is not told of, either.
+_saying: ContextVar[bool] = ContextVar("queueprop-saying", default=False)
+
+
+def _count(what: str) -> int:
+    """How often this was to be said by now; a thing too many counts as said."""
+    if what not in _logged and len(_logged) >= _MOST:
+        return 3  # no first time, and none that is told
+    times = _logged[what] = _logged.get(what, 0) + 1
+    return times
+
+
+def _named(where: str, about: object) -> str:
+    return f"{where} ({one_line(about, _LONGEST_NAME)})" if about else where
+
+
+def _shown(error: BaseException) -> str:
+    text = one_line(error, _LONGEST_NAME)
+    return f"{type(error).__qualname__}: {text}" if text else type(error).__qualname__
+
+
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:
+        if is_not_ours(error):
+            raise
+        return f"<{type(value).__name__}>"
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def _whose(error: BaseException) -> str:
+    """Whom to tell: it may have been raised by code that is not ours (an SDK, a sampler, a header's class)."""
+    raised_in = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        raised_in = str(frame.f_globals.get("__name__", ""))
+    if not raised_in or raised_in.partition(".")[0] == "queueprop":
+        return "Please report this."
+    return f"It was raised in {raised_in}."
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, behind what of it: `` (tasks.py:12)``."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        place = f" ({os.path.basename(frame.f_code.co_filename)}:{line})"
+    return place
+
+
+def _is_seen() -> bool:
+    """Whether a warning of ours is shown where somebody may look, or somebody has asked not to be shown it."""
+    try:
+        if _logger.level > logging.WARNING or not _logger.propagate:
+            return True
+        if logging.root.manager.disable >= logging.WARNING:
+            return True
+        if _logger.disabled or not _logger.isEnabledFor(logging.WARNING):
+            return False
+        handlers = [*_logger.handlers, *logging.root.handlers]
+        if not handlers:
+            return logging.lastResort is not None
+        return any(handler.level <= logging.WARNING and not _hides(handler) for handler in handlers)
+    except Exception:
+        return False
+
+
+def _hides(handler: logging.Handler) -> bool:
+    # OpenTelemetry's sends records to a Collector, which may well be what is not set up.
+    return isinstance(handler, logging.NullHandler) or type(handler).__module__.startswith("opentelemetry.")
 
 
 def _comes_from_a_signal(error: Exception) -> bool:

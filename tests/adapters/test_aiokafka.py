@@ -1404,7 +1404,7 @@ class TestFaults:
     @pytest.fixture(autouse=True)
     def _logged(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
 
     @staticmethod
     def broken(*args: Any, **kwargs: Any) -> Any:

@@ -315,7 +315,7 @@ class TestPublish:
     ) -> None:
         """It is sent, returned and handled, untraced where it must be; the log says so."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
         if name == "_given_back_fault":
             monkeypatch.setattr(dramatiq.Message, "copy", _copy_that_fails_on_ours())
         else:
@@ -445,7 +445,7 @@ class TestBrokers:
     ) -> None:
         """The broker is made."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
         with traced(None, "instrumentor"):
             monkeypatch.setattr(adapter.DramatiqInstrumentor, "_patches_of", _broken)
             assert StubBroker().middleware
@@ -484,7 +484,7 @@ class TestBrokers:
     ) -> None:
         """The message goes out."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
         monkeypatch.setattr(adapter, "_destination", _broken)
         broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
         broker.enqueue(dramatiq.Message("orders", "work", (), {}, {}))
@@ -972,7 +972,7 @@ class TestProcess:
     ) -> None:
         """Untraced; the log says so."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
         monkeypatch.setattr(adapter, "_Performance", _broken)
         done: list[str] = []
         actor(broker, lambda it: done.append(it)).send("hello")

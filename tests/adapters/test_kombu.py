@@ -1344,7 +1344,7 @@ def test_a_pull_from_an_unbound_queue_is_kombu_s_error(
 ) -> None:
     """It is the pull's, which kombu raises; no fault of ours is logged beside it."""
     monkeypatch.setattr("queueprop.guard.raise_faults", False)
-    monkeypatch.setattr("queueprop.guard._logged", set())
+    monkeypatch.setattr("queueprop.guard._logged", {})
     with pytest.raises(NotBoundError):
         kombu.Queue("orders").get()
     assert caplog.records == []

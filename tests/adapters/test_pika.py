@@ -852,7 +852,7 @@ class TestInstrumentor:
 
         One warning; other channels are traced.
         """
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
         publish = channel.basic_publish
 
         def wrapped(*args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("QUEUEPROP_"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(guard, "_logged", set())
+    monkeypatch.setattr(guard, "_logged", {})
     monkeypatch.setattr(guard, "_not_ours", ())
     monkeypatch.setattr(settings, "_warned", set())
     monkeypatch.setattr(spans, "_default", None)

@@ -79,7 +79,7 @@ def test_a_fault_of_ours_is_logged(
 ) -> None:
     """Neither ``open`` nor ``close`` raises; one warning tells of each."""
     monkeypatch.setattr(guard, "raise_faults", False)
-    monkeypatch.setattr(guard, "_logged", set())
+    monkeypatch.setattr(guard, "_logged", {})
     provider: Any = Broken()
     create = telemetry.engine(tracer_provider=provider).create(ORDERS, Message({}))
     create.open()

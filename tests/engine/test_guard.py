@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from opentelemetry.context import get_current
 
 from queueprop import guard
+from queueprop.scope import is_suppressed
 
 
 class TimeLimit(Exception):
@@ -86,12 +89,37 @@ class TestFault:
         assert record.exc_info[1] is error
 
     def test_later_ones_are_not_heard(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The next ones of a place go to DEBUG, whatever they are; another place is told of."""
+        """The next ones of a place go to DEBUG, whatever they are, and ever more rarely; another place is told of."""
         caplog.set_level(logging.DEBUG)
-        for number in range(3):
-            guard.fault("doing this", LookupError(number))
+        for number in range(9):
+            guard.fault("doing this", LookupError(number), about=f"publish orders-{number}")
         guard.fault("doing that", LookupError("ours"))
-        assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG", "WARNING"]
+        assert [(record.levelname, record.getMessage()[-30:]) for record in caplog.records[1:-1]] == [
+            ("DEBUG", f"(publish orders-{number}): LookupError: {number}"[-30:]) for number in (1, 3, 7)
+        ]
+        assert [record.levelname for record in (caplog.records[0], caplog.records[-1])] == ["WARNING"] * 2
+
+    def test_it_says_whom_to_tell(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What was raised in our code is to be reported to us; what was raised elsewhere is named by its module."""
+        try:
+            guard.let_through(None)  # type: ignore[arg-type]
+            guard.is_not_ours(LookupError())
+        except TypeError as error:
+            guard._not_ours = ()
+            guard.fault("doing this", error)
+        try:
+            Handlers()(0, None)
+        except TimeLimit as error:
+            guard.fault("doing that", error)
+        ours, theirs = (record.getMessage() for record in caplog.records)
+        assert "Please report this" in ours
+        assert f"It was raised in {__name__}." in theirs
+
+    def test_places_without_end_are_not_kept(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Of 10,000 different places 1,000 are told and remembered."""
+        for number in range(10_000):
+            guard.mistake(f"publishing to {number}", "no")
+        assert (len(caplog.records), len(guard._logged)) == (1000, 1000)
 
     def test_registered_exceptions_go_through(self, caplog: pytest.LogCaptureFixture) -> None:
         """let_through names what a library raises from outside; its subclasses count; nothing is logged."""
@@ -193,6 +221,193 @@ class TestMistake:
             "queueprop, writing headers: None cannot be written",
         ]
         assert all(record.exc_info is None for record in caplog.records)
+
+    def test_it_is_one_line_whatever_it_names(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A name that comes from outside is escaped and cut, and is no other place."""
+        for name in ("orders\nERROR forged: \x1b[31m", "x" * 5000):
+            guard.mistake("publishing", "no room", about=name)
+        (record,) = caplog.records
+        assert record.getMessage() == r"queueprop, publishing (orders\nERROR forged: \x1b[31m): no room"
+        guard.mistake("publishing", "x" * 5000)
+        assert len(caplog.records[1].getMessage()) < 1100
+
+
+class TestSlip:
+    """slip(): a function of the user's that raised."""
+
+    def test_one_line_that_says_where(self, caplog: pytest.LogCaptureFixture) -> None:
+        """No traceback and no request to report it: what it raised, and in which line; once; also in our suite."""
+        for _ in range(2):
+            try:
+                Handlers()(0, None)
+            except TimeLimit as error:
+                guard.slip("calling Settings(publish_hook=...)", error)
+        (record,) = caplog.records
+        assert re.fullmatch(
+            r"queueprop, calling Settings\(publish_hook=\.\.\.\): it raised TimeLimit \(test_guard\.py:\d+\); "
+            r"the message goes on without it",
+            record.getMessage(),
+        )
+        assert record.exc_info is None
+
+    def test_what_is_meant_for_the_program_goes_through(self) -> None:
+        """A time limit that fires inside the user's function is raised."""
+        guard.let_through(TimeLimit)
+        with pytest.raises(TimeLimit):
+            guard.slip("calling a hook", TimeLimit())
+
+
+class Unprintable(Exception):
+    """As an exception of somebody's who made a mistake in it."""
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+    __repr__ = __str__
+
+
+class Broken(logging.Handler):
+    """As a handler of somebody's that raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise self.error
+
+
+@pytest.fixture
+def handler() -> Iterator[Callable[[logging.Handler], None]]:
+    """Gives the root logger a handler, for the test alone."""
+    added: list[logging.Handler] = []
+
+    def add(handler: logging.Handler) -> None:
+        added.append(handler)
+        logging.root.addHandler(handler)
+
+    yield add
+    for one in added:
+        logging.root.removeHandler(one)
+
+
+TELLINGS: dict[str, Callable[[], None]] = {
+    "fault": lambda: guard.fault("doing this", LookupError("ours")),
+    "fault without a text": lambda: guard.fault("doing this", Unprintable()),
+    "slip": lambda: guard.slip("calling a hook", Unprintable()),
+    "mistake": lambda: guard.mistake("doing this", "no", about=Unprintable()),
+    "log": lambda: guard.log(logging.ERROR, "no"),
+}
+
+
+@pytest.mark.usefixtures("guarded")
+class TestTelling:
+    """What is said, where logging is broken or is the traced library itself."""
+
+    @pytest.mark.parametrize("tell", TELLINGS.values(), ids=TELLINGS.keys())
+    def test_a_handler_that_raises(
+        self, handler: Callable[[logging.Handler], None], tell: Callable[[], None]
+    ) -> None:
+        """Nothing of it is raised, whatever is told."""
+        handler(Broken(ValueError("I/O operation on closed file")))
+        tell()
+        tell()
+
+    @pytest.mark.parametrize("tell", TELLINGS.values(), ids=TELLINGS.keys())
+    def test_a_filter_that_raises(self, monkeypatch: pytest.MonkeyPatch, tell: Callable[[], None]) -> None:
+        """Nothing of it is raised, whatever is told."""
+
+        def refuse(record: logging.LogRecord) -> bool:
+            raise ValueError("no")
+
+        monkeypatch.setattr(guard._logger, "filters", [refuse])
+        tell()
+
+    def test_a_time_limit_goes_through(self, handler: Callable[[logging.Handler], None]) -> None:
+        """What a library raises from outside while a handler runs was meant for the program."""
+        guard.let_through(TimeLimit)
+        handler(Broken(TimeLimit()))
+        with pytest.raises(TimeLimit):
+            guard.mistake("doing this", "no")
+
+    def test_a_closed_stderr(self) -> None:
+        """A process whose stderr is closed goes on; also one that has none."""
+        program = (
+            "import sys, logging; logging.basicConfig(level=0); sys.stderr.{0}\n"
+            "from queueprop import guard\n"
+            "guard.fault('doing this', LookupError('ours')); guard.mistake('doing that', 'no'); print('on')\n"
+        )
+        closed = run("-c", program.format("close()"))
+        none = run("-c", program.format("flush(); sys.stderr = None"))
+        assert (closed.stdout, none.stdout) == ("on\n", "on\n")
+
+    def test_a_log_that_is_shipped_through_the_traced_library(
+        self, handler: Callable[[logging.Handler], None]
+    ) -> None:
+        """What a handler publishes meanwhile is suppressed, and its own fault is not said from within: no recursion."""
+        suppressed = []
+
+        class Shipping(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                suppressed.append(is_suppressed(get_current()))
+                guard.fault("publishing", LookupError("ours"))
+
+        handler(Shipping())
+        for _ in range(40):
+            guard.fault("publishing", LookupError("ours"))
+        assert suppressed
+        assert all(suppressed)
+        assert not is_suppressed(get_current())
+
+    def test_warnings_as_errors(self) -> None:
+        """Under ``-W error`` nothing that is said is raised."""
+        program = "from queueprop import guard as g; g.mistake('doing this', 'no'); g.fault('x', OSError()); print(1)"
+        result = run("-W", "error", "-c", program)
+        assert result.stdout == "1\n"
+        assert result.stderr.startswith("queueprop, doing this: no\n")
+
+
+SETUPS = {
+    "no logging": ("", True),
+    "a handler that shows it": ("logging.basicConfig(stream=sys.stdout)", False),
+    "a handler at a higher level": (
+        "h = logging.StreamHandler(); h.setLevel('ERROR'); logging.root.addHandler(h)",
+        True,
+    ),
+    "the root logger at a higher level": ("logging.basicConfig(level='ERROR', stream=sys.stdout)", True),
+    "handlers that show nothing": ("logging.root.addHandler(logging.NullHandler())", True),
+    "all other loggers disabled": (
+        "from queueprop import guard; import logging.config; "
+        "logging.config.dictConfig({'version': 1, 'root': {'handlers': []}})",
+        True,
+    ),
+    "told by name to be silent": ("logging.getLogger('queueprop').setLevel('ERROR')", False),
+    "told by name to keep it": (
+        "l = logging.getLogger('queueprop'); l.propagate = False; l.addHandler(logging.NullHandler())",
+        False,
+    ),
+    "all of logging told to be silent": ("logging.disable()", False),
+}
+
+
+@pytest.mark.parametrize(("setup", "on_stderr"), SETUPS.values(), ids=SETUPS.keys())
+def test_a_mistake_reaches_a_person(setup: str, on_stderr: bool) -> None:
+    """On stderr, once, where no handler of the program shows it, unless somebody has asked for silence."""
+    program = f"import logging, sys\n{setup}\nfrom queueprop import guard\nguard.mistake('doing this', 'no')"
+    result = run("-c", program)
+    assert result.stderr == ("queueprop, doing this: no\n" if on_stderr else "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_once_a_process_tree() -> None:
+    """What the parent has said before a fork its children do not say again."""
+    program = (
+        "import os; from queueprop import guard\n"
+        "for _ in range(2): guard.mistake('doing this', 'no')\n"
+        "pids = [os.fork() or (guard.mistake('doing this', 'no'), os._exit(0)) for _ in range(3)]\n"
+        "for pid in pids: os.waitpid(pid, 0)"
+    )
+    assert run("-c", program).stderr == "queueprop, doing this: no\n"
 
 
 def test_a_timer_in_the_middle_of_our_work() -> None:

@@ -82,7 +82,7 @@ class TestRead:
     ) -> None:
         """A broken mapping is a fault that the guard takes: the message goes on."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
 
         assert headers.read_all(_Broken(), NAMES) == {}
         assert headers.names_of(_Broken()) == []

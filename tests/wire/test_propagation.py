@@ -61,7 +61,7 @@ def lenient_guard(
 ) -> Callable[[], list[str]]:
     """Faults are logged, as for a user, and not raised, as in these tests; returns what was logged."""
     monkeypatch.setattr(guard, "raise_faults", False)
-    monkeypatch.setattr(guard, "_logged", set())
+    monkeypatch.setattr(guard, "_logged", {})
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
