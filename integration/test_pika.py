@@ -915,7 +915,7 @@ class TestRival:
 
     @pytest.fixture(autouse=True)
     def _said_nothing_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
 
     @pytest.fixture(autouse=True)
     def _what_it_leaves_current_is_taken_away(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ class TestRival:
 
     @pytest.fixture(autouse=True)
     def _said_nothing_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "_logged", set())
+        monkeypatch.setattr(guard, "_logged", {})
 
     @pytest.mark.parametrize("first", ["ours", "the other"])
     @pytest.mark.parametrize("style", STYLES)
