@@ -410,6 +410,47 @@ def test_once_a_process_tree() -> None:
     assert run("-c", program).stderr == "queueprop, doing this: no\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_siblings_say_it_once() -> None:
+    """What one child of a process has said, which nobody had before, its siblings and its parent do not say again."""
+    program = (
+        "import os; from queueprop import guard\n"
+        "for _ in range(3):\n"
+        "    pid = os.fork() or (guard.mistake('doing this', 'no'), guard.mistake('doing this', 'no'), os._exit(0))\n"
+        "    os.waitpid(pid, 0)\n"
+        "guard.mistake('doing this', 'no'); guard.mistake('doing that', 'no')"
+    )
+    assert run("-c", program).stderr == "queueprop, doing this: no\nqueueprop, doing that: no\n"
+
+
+def test_a_program_that_is_a_part_of_this_one() -> None:
+    """It is told by its environment what was said, and so is one that it starts: they say the rest."""
+    child = (
+        "import os, subprocess, sys; from queueprop import guard\n"
+        "for what in sys.argv[1:]: guard.mistake(f'doing {what}', 'no')\n"
+        "if len(sys.argv) == 3: subprocess.run([sys.executable, '-c', os.environ['CHILD'], 'this', 'that', 'more'],\n"
+        "    env={**os.environ, **guard.environment()}, check=True)"
+    )
+    guard.mistake("doing this", "no")
+    result = run("-c", child, "this", "that", CHILD=child, **guard.environment())
+    assert result.stderr == "queueprop, doing that: no\nqueueprop, doing more: no\n"
+
+
+def test_where_no_page_can_be_shared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A system without memory to share, or that forbids it: each process says it once."""
+
+    def refuse(*_: Any) -> Any:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    monkeypatch.setattr(guard, "_sayers", guard._shared_page())
+    for _ in range(2):
+        guard.mistake("doing this", "no")
+    assert len(caplog.records) == 1
+
+
 def test_a_timer_in_the_middle_of_our_work() -> None:
     """A real interval timer whose handler raises while messages are sent and handled: each time the exception comes
     out, nothing of it is logged as a fault of ours, and what is current is as before."""
