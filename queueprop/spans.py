@@ -25,7 +25,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, headers, propagation, semconv
+from queueprop import guard, headers, no_sdk, propagation, semconv
 from queueprop.message import Destination, Message, Operation
 from queueprop.metrics import Instruments
 from queueprop.operations import (
@@ -186,6 +186,7 @@ class Engine:
     ) -> Span:
         provider = self._given_tracer_provider or get_tracer_provider()
         if provider is not self._tracer_provider:
+            no_sdk.say_if_missing(provider)
             self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
             self._tracer_provider = provider
         span: Span = self._tracer.start_span(
