@@ -37,8 +37,8 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, headers, propagation, semconv
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop import calls, guard, headers, propagation, semconv, words
+from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
@@ -46,7 +46,7 @@ from queueprop.message import Destination, Message
 from queueprop.operations import Create, Process, ProcessBatch, Send
 from queueprop.scope import current_scope
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.spans import Engine
 
 try:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -95,9 +95,15 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
         publish: ``send``, ``send_and_wait`` or ``send_batch`` of an AIOKafkaProducer, a ``functools.partial`` of one of
             them, or a coroutine function with the same arguments around ``send``.
         settings: instead of those of the environment.
+
+    Raises TypeError for what can be none of these, as do the other words here.
     """
-    hooks = _Hooks(engine_for(settings))
-    hook = hooks.send_batch if _name_of(publish) == "send_batch" else hooks.send
+    form = "a producer's send, send_and_wait or send_batch, as in traced_publish(producer.send)"
+    is_batch = _name_of(publish) == "send_batch"
+    names = ("send", "send_and_wait", "send_batch")
+    words.check_call("traced_publish", publish, "aiokafka", names, form, None if is_batch else "headers")
+    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
+    hook = hooks.send_batch if is_batch else hooks.send
     return calls.hooked(publish, hook)
 
 
@@ -109,7 +115,9 @@ def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = N
 
     Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
     """
-    return calls.hooked(create, _Hooks(engine_for(settings)).create_batch)
+    form = "a producer's create_batch, as in traced_create_batch(producer.create_batch)"
+    words.check_call("traced_create_batch", create, "aiokafka", ("create_batch",), form)
+    return calls.hooked(create, _Hooks(words.engine_of(settings, "traced_create_batch")).create_batch)
 
 
 @overload
@@ -130,15 +138,19 @@ def traced_consumer(
         destination: instead of the record's topic and partition.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
-
-    def begin(args: Arguments, kwargs: Options) -> Process | None:
-        for argument in (*args, *kwargs.values()):
-            if isinstance(argument, ConsumerRecord):
-                return hooks.process(argument, None, destination)
-        return None
+    words.check_destination("traced_consumer", destination)
+    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
 
     def decorate(decorated: F) -> F:
+        words.check_handler("traced_consumer", decorated, "a function or method, as in @traced_consumer")
+
+        def begin(args: Arguments, kwargs: Options) -> Process | None:
+            for argument in (*args, *kwargs.values()):
+                if isinstance(argument, ConsumerRecord):
+                    return hooks.process(argument, None, destination)
+            words.say_no_message(decorated, "a record of aiokafka's")
+            return None
+
         return run_inside(decorated, begin)
 
     return decorate if handler is None else decorate(handler)
@@ -170,10 +182,14 @@ def traced_messages(
         destination: instead of each record's topic and partition.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
+    words.check_iterable(
+        "traced_messages", iterable, "a consumer or records, as in traced_messages(consumer)"
+    )
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
+    known = words.destination_at_hand("traced_messages", destination)
     consumer = iterable if isinstance(iterable, AIOKafkaConsumer) else None
     source = _LoopOf(iterable.__aiter__()) if consumer is not None else iterable
-    return iterate_inside(source, lambda record: hooks.process(record, consumer, destination))
+    return iterate_inside(source, lambda record: hooks.process(record, consumer, known))
 
 
 def traced_message(
@@ -187,8 +203,9 @@ def traced_message(
     Args as for ``traced_messages``. The record's consumer group is known where its consumer is traced
     (``AIOKafkaInstrumentor``, ``traced_get``).
     """
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: hooks.process(record, None, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
+    known = words.destination_at_hand("traced_message", destination)
+    return prepared(lambda: hooks.process(record, None, known), _READING)
 
 
 def traced_batch(
@@ -196,8 +213,10 @@ def traced_batch(
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each record, as a context manager. Args as for
     ``traced_messages``."""
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: hooks.process_batch(records, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
+    known = words.destination_at_hand("traced_batch", destination)
+    batch = words.messages_at_hand("traced_batch", records)
+    return prepared(lambda: hooks.process_batch(batch, known), _READING)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -206,7 +225,9 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
     It opens no scope: handle a record inside ``traced_message``, which then also knows the consumer. The lists of
     ``getmany`` do it by themselves: what iterates one handles each record inside its span, once a record.
     """
-    hooks = _Hooks(engine_for(settings))
+    form = "a consumer's getone or getmany, as in traced_get(consumer.getone)"
+    words.check_call("traced_get", get, "aiokafka", ("getone", "getmany"), form)
+    hooks = _Hooks(words.engine_of(settings, "traced_get"))
     return calls.hooked(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
 
 
@@ -217,17 +238,30 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     Under ``Settings(settle_spans=True)``, which the loop must have too, a commit is a span: a child of the span of the
     last record that was handled. Of each further partition that it commits, it links to the last record.
     """
-    hooks = _Hooks(engine_for(settings))
+    form = "a consumer's commit or a producer's send_offsets_to_transaction, as in traced_settle(consumer.commit)"
+    words.check_call("traced_settle", settle, "aiokafka", ("commit", "send_offsets_to_transaction"), form)
+    hooks = _Hooks(words.engine_of(settings, "traced_settle"))
     in_transaction = _name_of(settle) == "send_offsets_to_transaction"
     return calls.hooked(settle, hooks.send_offsets if in_transaction else hooks.commit)
 
 
 class AIOKafkaInstrumentor(Adapter):
-    """Traces every producer and consumer of aiokafka from now on."""
+    """Traces every producer and consumer of aiokafka from now on.
+
+    ``opentelemetry-instrument`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_aiokafka``.
+    """
 
     library = "aiokafka"
     requires = ("aiokafka >= 0.11",)
-    rivals = Rivals("aiokafka", "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor")
+    rivals = Rivals(
+        "aiokafka",
+        Rival(
+            "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor",
+            "opentelemetry-instrumentation-aiokafka",
+            entry_point="aiokafka",
+        ),
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(self.engine, lambda: self.is_active)
@@ -415,7 +449,7 @@ class _Hooks:
     def process(
         self, record: Any, consumer: Any = None, destination: Destination | None = None
     ) -> Process | None:
-        if not self._is_active():
+        if not self._is_active() or not _is_record(record):
             return None
         if consumer is None:
             consumer = _pulled.find(record)
@@ -427,9 +461,9 @@ class _Hooks:
         return process
 
     def process_batch(
-        self, records: Sequence[Any], destination: Destination | None
+        self, given: Iterable[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
-        records = _without_spans(records)
+        records = list(filter(_is_record, _without_spans(given)))
         consumer = _pulled.find(records[0]) if records else None
         if destination is None:
             destination = _of_all(records, consumer)
@@ -771,6 +805,17 @@ def _send_batch_arguments(batch: Any, topic: Any, *, partition: Any) -> tuple[An
 
 
 # Messages
+
+
+def _is_record(given: Any) -> bool:
+    """Whether it is a record, or looks like one."""
+    if isinstance(given, ConsumerRecord) or all(hasattr(given, name) for name in _OF_RECORDS):
+        return True
+    words.say(_READING, "it is no record, as getone and getmany give them, and has no span", given)
+    return False
+
+
+_OF_RECORDS = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
 
 
 def _message_of(record: Any, destination: Destination) -> Message:

@@ -33,15 +33,15 @@ from typing import Any, cast
 
 from opentelemetry.context import attach, get_current
 
-from queueprop import calls, guard
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop import calls, guard, words
+from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.flush import flush
 from queueprop.message import Destination, Message
 from queueprop.operations import Send
 from queueprop.scope import speaking_for
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.spans import Engine
 
 try:
     import dramatiq
@@ -81,10 +81,12 @@ class QueuepropMiddleware(Middleware):
 
     Args:
         settings: instead of those of the environment.
+
+    Raises TypeError for what are no settings.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._hooks = _Hooks(engine_for(settings))
+        self._hooks = _Hooks(words.engine_of(settings, "QueuepropMiddleware"))
         self._children = _Children(self._hooks.engine)
 
     # What a broker calls first, whatever it is used for.
@@ -128,11 +130,20 @@ class QueuepropMiddleware(Middleware):
 
 
 class DramatiqInstrumentor(Adapter):
-    """Traces every broker and worker. ``opentelemetry-instrument dramatiq app`` finds it by itself."""
+    """Traces every broker and worker.
+
+    ``opentelemetry-instrument dramatiq app`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_dramatiq``.
+    """
 
     library = "dramatiq"
     requires = ("dramatiq >= 1.17",)
-    rivals = Rivals("dramatiq", "opentelemetry_instrumentor_dramatiq:DramatiqInstrumentor")
+    rivals = Rivals(
+        "dramatiq",
+        Rival(
+            "opentelemetry_instrumentor_dramatiq:DramatiqInstrumentor", "opentelemetry-instrumentor-dramatiq"
+        ),
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = self._hooks = _Hooks(self.engine)
@@ -507,6 +518,7 @@ def _with_launcher_in_path(wrapped: Wrapped, cli: Any, args: Arguments, kwargs: 
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if launcher not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [launcher, *paths]))
+    os.environ.update(guard.environment())
     return wrapped(*args, **kwargs)
 
 

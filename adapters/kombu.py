@@ -32,7 +32,7 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, propagation, rabbitmq
+from queueprop import calls, guard, propagation, rabbitmq, words
 from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.calls import Arguments, Options, Wrapped
 from queueprop.handlers import Scoped, prepared, run_inside
@@ -43,7 +43,7 @@ from queueprop.message import Message as _CoreMessage
 from queueprop.operations import Process, ProcessBatch, Send, Settle
 from queueprop.scope import Carried, current_scope, is_suppressed
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.spans import Engine
 
 try:
     from kombu import common
@@ -91,12 +91,14 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Raises TypeError for anything else.
     """
+    form = "Producer.publish or SimpleQueue.put, as in traced_publish(producer.publish)"
+    words.check_call("traced_publish", publish, "kombu", ("publish", "put"), form)
     bound, owner = _method(publish)
     producer = owner.producer if isinstance(owner, SimpleBase) else owner
     parameters = _parameters(bound.func) if isinstance(producer, Producer) else None
     if parameters is None:
-        raise TypeError(f"traced_publish wraps Producer.publish or SimpleQueue.put, not {publish!r}")
-    hooks = _Hooks(engine_for(settings))
+        raise words.refused("traced_publish", form, publish)
+    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
 
     @functools.wraps(publish)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -136,16 +138,23 @@ def traced_consumer(
         destination: instead of the one that exchange, routing key and queue make.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
-
-    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scoped | None:
-        message = _message_among((*args, *kwargs.values()))
-        if message is None:
-            return None
-        context = message.__dict__.get(_CONTEXT)
-        return hooks.process(message, queue, destination) if context is None else Carried(context)
+    words.check_name("traced_consumer", "queue", queue)
+    words.check_destination("traced_consumer", destination)
+    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
 
     def decorate(decorated: F) -> F:
+        words.check_handler(
+            "traced_consumer", decorated, 'a function or method, as in @traced_consumer(queue="orders")'
+        )
+
+        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scoped | None:
+            message = _message_among((*args, *kwargs.values()))
+            if message is None:
+                words.say_no_message(decorated, "a message of kombu's")
+                return None
+            context = message.__dict__.get(_CONTEXT)
+            return hooks.process(message, queue, destination) if context is None else Carried(context)
+
         return run_inside(decorated, begin)
 
     return decorate if callback is None else decorate(callback)
@@ -166,13 +175,18 @@ def traced_messages(
         destination: kombu's messages do not tell their queue; without it, exchange and routing key name the span.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
+    form = "a loop over messages, as in traced_messages(itermessages(connection, channel, queue))"
+    words.check_iterable("traced_messages", iterable, form)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
+    known = words.destination_at_hand("traced_messages", destination)
 
     def begin(item: Any) -> Process | None:
         message = _message_of(item)
+        if message is None and item is not None:
+            _say_no_message(item)
         if message is None or _is_carried_on(message):
             return None
-        return hooks.process(message, None, destination)
+        return hooks.process(message, None, known)
 
     return iterate_inside(iterable, begin)
 
@@ -187,8 +201,9 @@ def traced_message(
 
     Args as for ``traced_messages``. Of an empty queue (``None``) there is no span.
     """
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: None if message is None else hooks.process(message, None, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
+    known = words.destination_at_hand("traced_message", destination)
+    return prepared(lambda: hooks.process(message, None, known) if _is_message(message) else None, _READING)
 
 
 def traced_batch(
@@ -198,8 +213,10 @@ def traced_batch(
 
     Args as for ``traced_messages``; without ``destination`` it is the first message's.
     """
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: hooks.process_batch(messages, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
+    known = words.destination_at_hand("traced_batch", destination)
+    batch = words.messages_at_hand("traced_batch", messages)
+    return prepared(lambda: hooks.process_batch(list(filter(_is_message, batch)), known), _READING)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -214,11 +231,13 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     Raises TypeError for anything else.
     """
+    form = "Queue.get or SimpleQueue.get, as in traced_get(queue.get)"
+    words.check_call("traced_get", get, "kombu", ("get", "get_nowait"), form)
     bound, owner = _method(get)
     queue = owner.queue if isinstance(owner, SimpleBase) else owner
     if not isinstance(queue, Queue):
-        raise TypeError(f"traced_get wraps Queue.get or SimpleQueue.get, not {get!r}")
-    hooks = _Hooks(engine_for(settings))
+        raise words.refused("traced_get", form, get)
+    hooks = _Hooks(words.engine_of(settings, "traced_get"))
 
     @functools.wraps(get)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -236,11 +255,13 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
 
     Raises TypeError for anything else.
     """
+    form = "Message.ack, reject or requeue, as in traced_settle(message.ack)"
+    words.check_call("traced_settle", settle, "kombu", _SETTLEMENTS, form)
     bound, message = _method(settle)
     operation = getattr(bound.func, "__name__", None)
     if not isinstance(message, Message) or operation not in _SETTLEMENTS:
-        raise TypeError(f"traced_settle wraps Message.ack, reject or requeue, not {settle!r}")
-    hooks = _Hooks(engine_for(settings))
+        raise words.refused("traced_settle", form, settle)
+    hooks = _Hooks(words.engine_of(settings, "traced_settle"))
 
     @functools.wraps(settle)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -255,6 +276,8 @@ class KombuInstrumentor(Adapter):
 
     Celery's own traffic is left alone: its events and remote control, and its consumers. A task message has a
     PRODUCER span unless Celery's own instrumentation made one.
+
+    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_kombu``.
     """
 
     library = "kombu"
@@ -729,6 +752,22 @@ def _message_among(candidates: Iterable[Any]) -> Message | None:
 def _message_of(item: Any) -> Message | None:
     """The message of a loop's step, which is it or ``(body, message)``."""
     return _message_among(item if isinstance(item, tuple) else (item,))
+
+
+def _is_message(given: Any) -> bool:
+    """Whether it is a message, or looks like one; None is what an empty queue gives."""
+    if isinstance(given, Message) or all(hasattr(given, name) for name in _OF_MESSAGES):
+        return True
+    if given is not None:
+        _say_no_message(given)
+    return False
+
+
+_OF_MESSAGES = ("__dict__", "body", "channel", "delivery_info", "delivery_tag", "headers", "properties")
+
+
+def _say_no_message(given: Any) -> None:
+    words.say(_READING, "it is no message, as get and itermessages give them, and has no span", given)
 
 
 def _is_carried_on(message: Message) -> bool:

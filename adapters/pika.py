@@ -30,8 +30,8 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, rabbitmq
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop import calls, guard, rabbitmq, words
+from queueprop.adapter import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
 from queueprop.calls import Arguments, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.headers import is_altered
@@ -40,7 +40,7 @@ from queueprop.message import Destination, Message
 from queueprop.operations import Process, ProcessBatch
 from queueprop.scope import current_scope, is_spoken_for, speaking_for
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.spans import Engine
 
 try:
     from pika import BasicProperties
@@ -84,8 +84,12 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
         publish: ``basic_publish`` of a BlockingChannel or a Channel, a ``functools.partial`` of it, or a callable with
             the same arguments around it.
         settings: instead of those of the environment.
+
+    Raises TypeError for what can be none of these, as do the other words here.
     """
-    return calls.hooked(publish, _Hooks(engine_for(settings)).publish)
+    form = "a channel's basic_publish, as in traced_publish(channel.basic_publish)"
+    words.check_call("traced_publish", publish, "pika", ("basic_publish",), form, takes="properties")
+    return calls.hooked(publish, _Hooks(words.engine_of(settings, "traced_publish")).publish)
 
 
 @overload
@@ -115,10 +119,15 @@ def traced_consumer(
         destination: instead of the one that exchange, routing key and queue make.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
+    words.check_name("traced_consumer", "queue", queue)
+    words.check_destination("traced_consumer", destination)
+    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
 
     def decorate(decorated: F) -> F:
-        return hooks.callback(decorated, queue, destination)
+        words.check_handler(
+            "traced_consumer", decorated, 'a function or method, as in @traced_consumer(queue="orders")'
+        )
+        return hooks.callback(decorated, queue, destination, says_no_message=True)
 
     return decorate if callback is None else decorate(callback)
 
@@ -138,8 +147,11 @@ def traced_messages(
         destination: pika's deliveries do not tell their queue; without it, exchange and routing key name the span.
         settings: instead of those of the environment.
     """
-    hooks = _Hooks(engine_for(settings))
-    return iterate_inside(iterable, lambda message: hooks.process(message, None, None, destination))
+    form = 'a loop over messages, as in traced_messages(channel.consume("orders"))'
+    words.check_iterable("traced_messages", iterable, form)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
+    known = words.destination_at_hand("traced_messages", destination)
+    return iterate_inside(iterable, lambda message: hooks.process(message, None, None, known))
 
 
 def traced_message(
@@ -153,8 +165,9 @@ def traced_message(
     Args as for ``traced_messages``; ``message`` is ``(method, properties, body)``. Of an empty queue
     (``(None, None, None)``) there is no span.
     """
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: hooks.process(message, None, None, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
+    known = words.destination_at_hand("traced_message", destination)
+    return prepared(lambda: hooks.process(message, None, None, known), _READING)
 
 
 def traced_batch(
@@ -165,8 +178,10 @@ def traced_batch(
     Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue. What was nothing
     (``(None, None, None)``) does not count.
     """
-    hooks = _Hooks(engine_for(settings))
-    return prepared(lambda: hooks.process_batch(messages, destination), _READING)
+    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
+    known = words.destination_at_hand("traced_batch", destination)
+    batch = words.messages_at_hand("traced_batch", messages)
+    return prepared(lambda: hooks.process_batch(batch, known), _READING)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -174,7 +189,13 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
     """
-    return calls.hooked(get, _Hooks(engine_for(settings)).get)
+    form = "a BlockingChannel's basic_get, as in traced_get(channel.basic_get)"
+    words.check_call("traced_get", get, "pika", ("basic_get",), form)
+    if isinstance(getattr(get, "__self__", None), Channel) and words.library_of(get) == "pika":
+        raise words.refused(
+            "traced_get", f"{form} (of other channels, decorate the callback by @traced_consumer)", get
+        )
+    return calls.hooked(get, _Hooks(words.engine_of(settings, "traced_get")).get)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -184,15 +205,27 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     message's CONSUMER span, from any thread and however late. Of a channel's unsettled messages the latest 10,000 are
     remembered, without their bodies; an earlier one is settled without a span.
     """
-    return calls.hooked(settle, _Hooks(engine_for(settings)).settle)
+    form = "a channel's basic_ack, basic_nack or basic_reject, as in traced_settle(channel.basic_ack)"
+    words.check_call("traced_settle", settle, "pika", _SETTLEMENTS, form)
+    return calls.hooked(settle, _Hooks(words.engine_of(settings, "traced_settle")).settle)
+
+
+_RIVAL = Rival(
+    "opentelemetry.instrumentation.pika:PikaInstrumentor",
+    "opentelemetry-instrumentation-pika",
+    entry_point="pika",
+)
 
 
 class PikaInstrumentor(Adapter):
-    """Traces every channel of pika that publishes or consumes from now on."""
+    """Traces every channel of pika that publishes or consumes from now on.
+
+    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_pika``.
+    """
 
     library = "pika"
     requires = ("pika >= 1.3",)
-    rivals = Rivals("pika", "opentelemetry.instrumentation.pika:PikaInstrumentor")
+    rivals = Rivals("pika", _RIVAL)
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(self.engine, lambda: self.is_active, _is_wrapped_by_another)
@@ -203,7 +236,7 @@ class PikaInstrumentor(Adapter):
         yield Patch(BlockingChannel, "cancel", hooks.cancel)
         yield Patch(BlockingChannel, "basic_get", hooks.get)
         yield Patch(Channel, "basic_get", hooks.get_later)
-        for name in ("basic_ack", "basic_nack", "basic_reject"):
+        for name in _SETTLEMENTS:
             yield Patch(Channel, name, hooks.settle)
         yield Patch(Channel, "basic_recover", hooks.recover)
 
@@ -270,7 +303,12 @@ class _Hooks:
         return wrapped(*args, **kwargs)
 
     def callback(
-        self, callback: F, queue: Any, destination: Destination | None, auto_ack: bool | None = None
+        self,
+        callback: F,
+        queue: Any,
+        destination: Destination | None,
+        auto_ack: bool | None = None,
+        says_no_message: bool = False,
     ) -> F:
         """A handler that runs inside its message's span, whatever it is given before and behind the message."""
 
@@ -283,6 +321,8 @@ class _Hooks:
                         return None
                     channel = given[index - 1] if index else None
                     return self.process((argument, properties, body), channel, queue, destination, auto_ack)
+            if says_no_message:
+                words.say_no_message(callback, "a delivery of pika's (method, properties, body)")
             return None
 
         return run_inside(callback, begin)
@@ -332,11 +372,11 @@ class _Hooks:
         destination: Destination | None,
         auto_ack: bool | None = None,
     ) -> Process | None:
-        if _is_nothing(message):
-            return None
         if not self._is_active() or self._is_left_alone(channel):
             return None
-        delivery = Delivery(*message)
+        delivery = _delivery_of(message)
+        if delivery is None:
+            return None
         pulled = _pulled.find(delivery.method)
         if destination is None:
             destination = pulled.destination if pulled is not None else None
@@ -368,9 +408,10 @@ class _Hooks:
             unsettled.handled_in(process)
 
     def process_batch(
-        self, messages: Sequence[Any], destination: Destination | None
+        self, messages: Iterable[Any], destination: Destination | None
     ) -> AbstractContextManager[Span]:
-        deliveries = [Delivery(*message) for message in messages if not _is_nothing(message)]
+        found = map(_delivery_of, messages)
+        deliveries = [delivery for delivery in found if delivery is not None]
         pulled = [_pulled.find(delivery.method) for delivery in deliveries]
         first = pulled[0] if pulled else None
         if destination is None:
@@ -409,9 +450,9 @@ class _Hooks:
         auto_ack: bool = False,
     ) -> None:
         try:
-            if self._is_left_alone(channel) or (error is None and _is_nothing(message)):
+            delivery = _delivery_of(message)
+            if self._is_left_alone(channel) or (error is None and delivery is None):
                 return
-            delivery = None if message is None else Delivery(*message)
             destination = _consumed_from(delivery, queue, channel)
             receive = self.engine.receive(destination, started_at=started_at)
             if delivery is not None:
@@ -431,7 +472,7 @@ class _Hooks:
         if not self.engine.settings.settle_spans:
             return wrapped(*args, **kwargs)
         try:
-            operation = wrapped.__name__.removeprefix("basic_")
+            operation = str(getattr(wrapped, "__name__", "settle")).removeprefix("basic_")
             tag = calls.given(0, "delivery_tag", args, kwargs) or 0
             multiple = operation != "reject" and bool(calls.given(1, "multiple", args, kwargs))
             settled = _waiting.take(channel, tag, multiple) or _in_hand(tag)
@@ -454,6 +495,7 @@ class _Hooks:
 _OWNER = "pika"
 _READING = "reading a message of pika"
 _DELIVERIES = (Basic.Deliver, Basic.GetOk)
+_SETTLEMENTS = ("basic_ack", "basic_nack", "basic_reject")
 _PROPERTIES = 3  # its place among the arguments of basic_publish
 
 # The explicit API above the instrumentor pulls the very same message: that is one pull.
@@ -519,7 +561,7 @@ def _has_room(message: Message, given: Publish, channel: Any) -> bool:
 def _fits(properties: BasicProperties, channel: Any) -> bool:
     """Whether the properties keep to the size of a frame; else the broker would close the connection."""
     limit = getattr(_parameters(channel), "frame_max", 0)
-    if not limit or _at_most(properties.headers) < limit:
+    if not isinstance(limit, int) or not limit or _at_most(properties.headers) < limit:
         return True
     try:
         return sum(map(len, properties.encode())) + _FRAME <= limit
@@ -545,9 +587,20 @@ _OTHER_PROPERTIES = 13 * 256
 _UNKNOWN = 1 << 40
 
 
-def _is_nothing(message: Any) -> bool:
-    """Whether it is an idle tick, or what an empty queue gives."""
-    return message is None or message[0] is None
+def _delivery_of(message: Any) -> Delivery | None:
+    """The delivery that pika has handed over; None for an idle tick, and for what an empty queue gives."""
+    try:
+        if message is None or message[0] is None:
+            return None
+        delivery = Delivery(*message)
+    except (TypeError, LookupError):
+        delivery = None
+    if delivery is None or not hasattr(delivery.properties, "headers"):
+        words.say(
+            _READING, "it is no (method, properties, body), as pika gives them, and has no span", message
+        )
+        return None
+    return delivery
 
 
 def _message_of(delivery: Delivery) -> Message:
@@ -714,7 +767,7 @@ def _is_wrapped_by_another(channel: Any) -> bool:
             guard.mistake(
                 "instrumenting pika",
                 "opentelemetry.instrumentation.pika has instrumented a channel, and a channel stays so; queueprop "
-                "leaves that one to it. To have queueprop's spans, never instrument it with the other",
+                f"leaves that one to it; {how_to_choose('pika', _RIVAL)}",
             )
             return True
     return False
@@ -749,7 +802,10 @@ def _name(value: Any) -> str:
 def _broker(channel: Any) -> tuple[str, str | None, int | None]:
     """``messaging.system``, host and port."""
     parameters = _parameters(channel)
-    return rabbitmq.SYSTEM, getattr(parameters, "host", None), getattr(parameters, "port", None)
+    host, port = getattr(parameters, "host", None), getattr(parameters, "port", None)
+    if not isinstance(host, str) or not isinstance(port, int):  # a double of a test's
+        return rabbitmq.SYSTEM, None, None
+    return rabbitmq.SYSTEM, host, port
 
 
 def _parameters(channel: Any) -> Any:

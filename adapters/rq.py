@@ -39,10 +39,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overload
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import NonRecordingSpan, Span
+from opentelemetry.trace import NonRecordingSpan, Span, get_tracer_provider
 
-from queueprop import calls, guard, propagation
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
+from queueprop import calls, guard, no_sdk, propagation, words
+from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.flush import flush
 from queueprop.handlers import run_inside
@@ -50,7 +50,7 @@ from queueprop.message import Destination, Message
 from queueprop.operations import Send, error_type_of
 from queueprop.scope import Carried
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.spans import Engine
 
 try:
     from rq import Queue, SimpleWorker, Worker, get_current_job
@@ -100,9 +100,10 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     Every job that the call makes gets a PRODUCER span. A job that was enqueued before keeps its own context.
     Raises TypeError for anything else.
     """
+    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
     if hasattr(publish, _TRACED):
         return publish
-    call = functools.wraps(publish)(_traced(publish, _Hooks(engine_for(settings))))
+    call = functools.wraps(publish)(_traced(publish, hooks))
     setattr(call, _TRACED, True)
     return call
 
@@ -119,9 +120,10 @@ def traced_consumer(function: F | None = None, *, settings: Settings | None = No
     killed work horse) is seen by a traced worker (``TracedWorker``) or by ``RQInstrumentor``; together they make
     one span.
     """
+    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
     if function is None:
-        return functools.partial(_traced_function, hooks=_Hooks(engine_for(settings)))
-    return _traced_function(function, hooks=_Hooks(engine_for(settings)))
+        return functools.partial(_traced_function, hooks=hooks)
+    return _traced_function(function, hooks=hooks)
 
 
 class TracedWorkerMixin(_WorkerMethods):
@@ -134,6 +136,15 @@ class TracedWorkerMixin(_WorkerMethods):
     """
 
     queueprop_settings: ClassVar[Settings | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        words.check_settings(f"queueprop_settings of {cls.__name__}", cls.queueprop_settings)
+        before = cls.__mro__[: cls.__mro__.index(TracedWorkerMixin)]
+        if any(base.__module__.startswith("rq.") for base in before):
+            raise TypeError(
+                f"TracedWorkerMixin traces nothing behind RQ's class: class {cls.__name__}(TracedWorkerMixin, Worker)"
+            )
 
     def work(self, *args: Any, **kwargs: Any) -> Any:
         return self._hooks.work(super().work, self, args, kwargs)
@@ -164,7 +175,7 @@ class TracedWorkerMixin(_WorkerMethods):
 
     @property
     def _hooks(self) -> _Hooks:
-        return _Hooks(engine_for(self.queueprop_settings), spawned="worker")
+        return _Hooks(words.engine_at_hand(self.queueprop_settings, "queueprop_settings"), spawned="worker")
 
 
 class TracedWorker(TracedWorkerMixin, Worker):
@@ -182,11 +193,17 @@ if TYPE_CHECKING or SpawnWorker is not None:
 
 
 class RQInstrumentor(Adapter):
-    """Traces every queue and worker of RQ. ``opentelemetry-instrument rq worker`` finds it by itself."""
+    """Traces every queue and worker of RQ.
+
+    ``opentelemetry-instrument rq worker`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_rq``.
+    """
 
     library = "rq"
     requires = ("rq >= 1.16",)
-    rivals = Rivals("rq", "opentelemetry_instrumentation_rq:RQInstrumentor")
+    rivals = Rivals(
+        "rq", Rival("opentelemetry_instrumentation_rq:RQInstrumentor", "opentelemetry-instrumentation-rq")
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(self.engine, spawned="all")
@@ -448,6 +465,8 @@ class _Hooks:
         horse, function = _watched.get(), getattr(wrapped, "__func__", None)
         if horse is None or not horse.spawned or not isinstance(function, types.FunctionType):
             return wrapped(*args, **kwargs)
+        # Each horse would say it anew.
+        no_sdk.say_if_missing(self.engine.settings.tracer_provider or get_tracer_provider())
         with horse.inheritable_pipe() as fd:
             joining = {
                 **function.__globals__,
@@ -665,10 +684,10 @@ class _JoiningOs:
         return getattr(os, name)
 
     def spawnv(self, mode: int, file: str, args: Iterable[str]) -> int:
-        return os.spawnv(mode, file, self._joining(args))
+        return os.spawnve(mode, file, self._joining(args), {**os.environ, **guard.environment()})
 
     def posix_spawn(self, path: str, argv: Iterable[str], env: Mapping[str, str], **options: Any) -> int:
-        return os.posix_spawn(path, self._joining(argv), env, **options)
+        return os.posix_spawn(path, self._joining(argv), {**env, **guard.environment()}, **options)
 
     def _joining(self, argv: Iterable[str]) -> list[str]:
         arguments = list(argv)
@@ -735,14 +754,31 @@ def _traced(publish: Any, hooks: _Hooks) -> Callable[..., Any]:
     if isinstance(publish, functools.partial):
         return functools.partial(_traced(publish.func, hooks), *publish.args, **publish.keywords)
     owner = getattr(publish, "__self__", None)
-    if isinstance(owner, Queue):
+    if isinstance(owner, Queue) and not _is_another_method_of_rq(publish):
         return lambda *args, **kwargs: getattr(_traced_queue(owner, hooks), publish.__name__)(*args, **kwargs)
-    if Group is not None and isinstance(owner, Group):
+    if Group is not None and isinstance(owner, Group) and not _is_another_method_of_rq(publish):
         # Its own parameter has the same name, and may be given by it.
         return lambda queue, *args, **kwargs: publish(_traced_queue(queue, hooks), *args, **kwargs)
     if _job_decorator_of(publish) is not None:
         return lambda *args, **kwargs: _with_traced_queue(publish, hooks)(*args, **kwargs)
-    raise TypeError(f"traced_publish wants a method of a queue, or a job function's delay, not {publish!r}")
+    form = "a method of a queue that enqueues, or a job function's delay, as in traced_publish(queue.enqueue)"
+    raise words.refused("traced_publish", form, publish)
+
+
+def _is_another_method_of_rq(method: Any) -> bool:
+    """Whether it is one that publishes nothing. A subclass may have further ones that do."""
+    return words.library_of(method) == "rq" and method.__name__ not in _PUBLISHES
+
+
+_PUBLISHES = (
+    "enqueue",
+    "enqueue_at",
+    "enqueue_call",
+    "enqueue_in",
+    "enqueue_job",
+    "enqueue_many",
+    "schedule_job",
+)
 
 
 def _traced_queue(queue: Any, hooks: _Hooks) -> Any:
@@ -789,6 +825,8 @@ def _rebuilt(function: types.FunctionType, names: dict[str, Any], closure: Any) 
 
 
 def _traced_function(function: F, hooks: _Hooks) -> F:
+    words.check_handler("traced_consumer", function, "a job's function, as in @traced_consumer")
+
     def begin(args: Arguments, kwargs: Options) -> _Function | None:
         job = get_current_job()
         if job is None or _performance_of(job):

@@ -88,22 +88,30 @@ def check_iterable(word: str, given: object, form: str) -> None:
 
 def check_handler(word: str, given: object, form: str) -> None:
     """Raises TypeError for what is no function to decorate. ``form``: ``a function, as in ...``."""
-    if isinstance(given, type) or not (callable(given) or isinstance(given, (staticmethod, classmethod))):
+    is_callable = callable(given) or isinstance(given, (staticmethod, classmethod))
+    if isinstance(given, type) or not is_callable or library_of(type(given)) is not None:
         raise refused(word, form, given)
 
 
-def check_call(word: str, given: object, library: str, names: Collection[str], form: str) -> None:
-    """Raises TypeError for what cannot be one of the methods ``names`` of the library's objects, or stand for it."""
+def check_call(
+    word: str, given: object, library: str, names: Collection[str], form: str, takes: str | None = None
+) -> None:
+    """Raises TypeError for what cannot be one of the methods ``names`` of the library's objects, or stand for it.
+
+    ``takes`` is the argument by which a function of the user's hands on what carries the context.
+    """
     function = given
     while isinstance(function, functools.partial):
         function = function.func
     if not callable(function) or isinstance(function, type) or issubclass(type(function), _OF_C):
         raise refused(word, form, given)
     package = library_of(function)
-    if package is None:
-        return
-    if package != library or getattr(function, "__name__", "") not in names or _is_unbound(function):
+    if package is not None and (
+        package != library or getattr(function, "__name__", "") not in names or _is_unbound(function)
+    ):
         raise refused(word, form, given)
+    if takes is not None and not _takes(function, takes):
+        raise refused(word, f"{form}, or a function that takes {takes}", given)
 
 
 def library_of(function: object) -> str | None:
@@ -159,3 +167,11 @@ def _is_unbound(function: Any) -> bool:
         return False
     parts = str(getattr(function, "__qualname__", "")).split(".")
     return len(parts) > 1 and parts[-2] != "<locals>"
+
+
+def _takes(function: Any, name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True  # what does not tell its arguments may take it
+    return name in parameters or any(it.kind is it.VAR_KEYWORD for it in parameters.values())

@@ -202,8 +202,12 @@ class TestPublish:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Also when it comes up after the context was written."""
+
+        def fail(*_: Any) -> bool:
+            raise LookupError("ours")
+
         monkeypatch.setattr(guard, "raise_faults", False)
-        connection.params.frame_max = "unknown"
+        monkeypatch.setattr(adapter, "_has_room", fail)
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
