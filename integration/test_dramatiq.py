@@ -262,6 +262,26 @@ def test_opentelemetry_instrument_traces_the_command_line(application: Applicati
     assert {span["parent_id"] for span in work} == set(consumers)
 
 
+def test_one_of_the_processes_says_that_there_is_no_sdk(application: Application) -> None:
+    """Under the launcher, without a distribution that would set one up: what one of two forked processes has said, the
+    other does not say again."""
+    environment = application.environment
+    missing = {"OTEL_PYTHON_DISTRO": "none", "OTEL_PYTHON_CONFIGURATOR": "none"}
+    application.environment = {**environment, **missing}
+    with application.working(before=(COMMAND.with_name("opentelemetry-instrument"),)):
+        application.environment = {**environment, "OTEL_SDK_DISABLED": "true"}
+        application.send(["first"])
+        application.wait_for(1)
+        application.send([f"note {number}" for number in range(40)])
+        application.wait_for(41)
+    assert len({it["pid"] for it in application.run.records("seen")}) == 2
+    log = (application.folder / "log").read_text()
+    assert (
+        log.count("queueprop, tracing messages: opentelemetry-instrument has set up no OpenTelemetry SDK")
+        == 1
+    )
+
+
 def _json_objects(text: str) -> Iterator[Any]:
     decoder, at = json.JSONDecoder(), text.find("{")
     while at >= 0:
