@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,38 +62,39 @@ WORKERS = {
 
 
 @pytest.fixture
-def queue(redis_url: str, tmp_path: Path) -> Iterator[str]:
-    """An RQ queue with five jobs, and a program that performs them."""
+def queue(redis_url: str, tmp_path: Path) -> Iterator[Any]:
+    """An RQ queue with five jobs, in a folder with the program that has them."""
     rq = pytest.importorskip("rq")
     from redis import Redis
 
     (tmp_path / "jobs.py").write_text("def work(number):\n    return number\n")
-    name = unique("orders")
     with Redis.from_url(redis_url) as connection:
-        made = rq.Queue(name, connection=connection)
+        made = rq.Queue(unique("orders"), connection=connection)
         for number in range(JOBS):
             made.enqueue("jobs.work", number)
-        yield name
-        assert len(made.finished_job_registry) == JOBS
+        yield made
         made.delete(delete_jobs=True)
 
 
-def worker(redis_url: str, queue: str, kind: str | None = None) -> tuple[str, ...]:
-    """``rq worker --worker-class ...``, as the README has it."""
-    if kind == "spawn":
-        workers = importlib.import_module("rq.worker")
-        if not hasattr(workers, "SpawnWorker"):
-            pytest.skip("this RQ has no SpawnWorker")
+def worked(
+    queue: Any, url: str, folder: Path, *before: str, kind: str | None = None, **environment: str
+) -> str:
+    """What ``rq worker --worker-class ...``, as the README has it, writes while it works the queue off."""
     chosen = () if kind is None else ("--worker-class", WORKERS[kind])
-    return (str(BIN / "rq"), "worker", "--burst", "--url", redis_url, *chosen, queue)
+    worker = (str(BIN / "rq"), "worker", "--burst", "--url", url, *chosen, queue.name)
+    told = run(*before, *worker, folder=folder, **environment)
+    assert len(queue.finished_job_registry) == JOBS, told
+    return told
 
 
 @pytest.mark.parametrize("kind", WORKERS)
 def test_an_rq_worker_without_an_sdk_says_so_once(
-    redis_url: str, queue: str, tmp_path: Path, kind: str
+    redis_url: str, queue: Any, tmp_path: Path, kind: str
 ) -> None:
     """Five jobs, each in a work horse of its own: the parent says it, and no horse says it again."""
-    (line,) = said(run(*worker(redis_url, queue, kind), folder=tmp_path))
+    if kind == "spawn" and not hasattr(importlib.import_module("rq.worker"), "SpawnWorker"):
+        pytest.skip("this RQ has no SpawnWorker")
+    (line,) = said(worked(queue, redis_url, tmp_path, kind=kind))
     assert line.startswith(
         "queueprop, tracing messages: no OpenTelemetry SDK is set up in this process, so no spans"
     )
@@ -100,21 +102,20 @@ def test_an_rq_worker_without_an_sdk_says_so_once(
     assert "opentelemetry-distro" in line
 
 
-def test_an_rq_worker_that_is_to_have_none_says_nothing(redis_url: str, queue: str, tmp_path: Path) -> None:
+def test_an_rq_worker_that_is_to_have_none_says_nothing(redis_url: str, queue: Any, tmp_path: Path) -> None:
     """OTEL_SDK_DISABLED=true."""
-    assert said(run(*worker(redis_url, queue, "fork"), folder=tmp_path, OTEL_SDK_DISABLED="true")) == []
+    assert said(worked(queue, redis_url, tmp_path, kind="fork", OTEL_SDK_DISABLED="true")) == []
 
 
-@pytest.mark.skipif(not shutil.which(LAUNCHER), reason="there is no opentelemetry-instrument")
 @pytest.mark.parametrize("distribution", ["missing", "installed"])
 def test_an_rq_worker_under_the_launcher_without_a_distribution(
-    redis_url: str, queue: str, tmp_path: Path, distribution: str
+    redis_url: str, queue: Any, tmp_path: Path, distribution: str
 ) -> None:
     """opentelemetry-instrument rq worker: without one it makes no spans, and the line says what it lacks."""
-    if distribution == "installed" and importlib.util.find_spec("opentelemetry.distro") is None:
-        pytest.skip("opentelemetry-distro is not installed")
+    if distribution == "installed":
+        pytest.importorskip("opentelemetry.distro")
     environment = {**OF_CONTRIB, **(NO_EXPORTERS if distribution == "installed" else NO_DISTRIBUTION)}
-    lines = said(run(LAUNCHER, *worker(redis_url, queue), folder=tmp_path, **environment))
+    lines = said(worked(queue, redis_url, tmp_path, LAUNCHER, **environment))
     if distribution == "installed":
         assert lines == []
     else:
