@@ -539,10 +539,16 @@ class TestPull:
     def test_a_fault_of_ours_does_not_lose_the_message(
         self, channel: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was pulled is returned, whatever it is."""
+        """What was pulled is returned, whatever it is and whatever fails."""
+
+        def fail(*_: Any) -> Any:
+            raise LookupError("ours")
+
         monkeypatch.setattr(guard, "raise_faults", False)
-        odd = ("an", "odd", "message")
-        assert adapter.traced_get(_method_of(channel, "basic_get", lambda queue: odd))("orders") is odd
+        monkeypatch.setattr(adapter, "_consumed_from", fail)
+        for message in (delivery(), ("an", "odd", "message")):
+            get = _method_of(channel, "basic_get", lambda queue, message=message: message)
+            assert adapter.traced_get(get)("orders") is message
 
 
 def kept() -> int:

@@ -34,6 +34,7 @@ from queueprop.adapters import dramatiq as of_dramatiq
 from queueprop.adapters import kombu as of_kombu
 from queueprop.adapters import pika as of_pika
 from queueprop.adapters import rq as of_rq
+from queueprop.spans import engine_for
 from queueprop.testing import CapturedSpans
 
 LINK: Any = {"propagation": "link"}
@@ -243,6 +244,14 @@ class TestPika:
         told(caplog, "traced_consumer on the function handle: none of its arguments is a delivery of pika's")
         assert len(captured_spans) == 0
 
+    def test_a_callback_that_nobody_decorated(self, channel: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """One that the instrumentor has wrapped is its own affair when somebody calls it without a message."""
+        registered: list[Any] = []
+        hooks = of_pika._Hooks(engine_for())
+        hooks.consume(lambda queue, callback: registered.append(callback), channel, ("orders", handle), {})
+        assert registered[0]("no message") == "handled"
+        assert caplog.records == []
+
     def test_loops(self, channel: Any) -> None:
         """What no loop can be over is refused as a loop would, with the right form."""
         for given in (channel, channel.basic_get, 7, None):
@@ -422,9 +431,19 @@ class TestKombu:
         queue = kombu.Queue("orders", channel=connection.default_channel)
         simple.put("hello")
         message = simple.get()
-        for given in (queue, queue.purge, queue.delete, simple, simple.put, simple.clear, print, None):
+        for given in (
+            queue,
+            queue.purge,
+            queue.delete,
+            simple,
+            simple.put,
+            simple.clear,
+            handle,
+            print,
+            None,
+        ):
             refused(of_kombu.traced_get, given, "as in traced_get(queue.get)")
-        for given in (message, message.decode, message.ack_log_error, print, None):
+        for given in (message, message.decode, message.ack_log_error, handle, print, None):
             refused(of_kombu.traced_settle, given, "as in traced_settle(message.ack)")
         refused(of_kombu.traced_get, queue.get, "queueprop.Settings(", settings=LINK)
         refused(of_kombu.traced_settle, message.ack, "queueprop.Settings(", settings=LINK)

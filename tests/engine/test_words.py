@@ -346,6 +346,27 @@ class TestCalls:
             with pytest.raises(TypeError, match=r"traced_publish wants a publish, as in .*, not "):
                 self.check(given)
 
+    def test_what_must_take_an_argument(self) -> None:
+        """By its name or among all; what does not tell what it takes may take it."""
+
+        class Silent:
+            __signature__ = "none"
+
+            def __call__(self) -> None: ...
+
+        def named(topic: str, headers: object = None) -> None: ...
+
+        def refuse(function: Any) -> None:
+            words.check_call("traced_publish", function, "pika", (), "a publish", takes="headers")
+
+        takes: tuple[Any, ...] = (named, lambda **options: None, Silent(), mock.Mock())
+        for function in (*takes, functools.partial(named, "orders")):
+            refuse(function)
+        takes_none: tuple[Any, ...] = (handle, lambda *args: None)
+        for function in takes_none:
+            with pytest.raises(TypeError, match="a publish, or a function that takes headers, not "):
+                refuse(function)
+
     def test_another_library_s(self, publisher: Publisher) -> None:
         """The word of one adapter around the method of another's library."""
         with pytest.raises(TypeError, match=r"not the function Publisher\.publish"):
