@@ -185,8 +185,8 @@ def traced_messages(
     words.check_iterable(
         "traced_messages", iterable, "a consumer or records, as in traced_messages(consumer)"
     )
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
-    known = words.destination_at_hand("traced_messages", destination)
+    engine, known = words.at_hand("traced_messages", settings, destination)
+    hooks = _Hooks(engine)
     consumer = iterable if isinstance(iterable, AIOKafkaConsumer) else None
     source = _LoopOf(iterable.__aiter__()) if consumer is not None else iterable
     return iterate_inside(source, lambda record: hooks.process(record, consumer, known))
@@ -203,8 +203,8 @@ def traced_message(
     Args as for ``traced_messages``. The record's consumer group is known where its consumer is traced
     (``AIOKafkaInstrumentor``, ``traced_get``).
     """
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
-    known = words.destination_at_hand("traced_message", destination)
+    engine, known = words.at_hand("traced_message", settings, destination)
+    hooks = _Hooks(engine)
     return prepared(lambda: hooks.process(record, None, known), _READING)
 
 
@@ -213,8 +213,8 @@ def traced_batch(
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each record, as a context manager. Args as for
     ``traced_messages``."""
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
-    known = words.destination_at_hand("traced_batch", destination)
+    engine, known = words.at_hand("traced_batch", settings, destination)
+    hooks = _Hooks(engine)
     batch = words.messages_at_hand("traced_batch", records)
     return prepared(lambda: hooks.process_batch(batch, known), _READING)
 

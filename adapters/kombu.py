@@ -177,8 +177,8 @@ def traced_messages(
     """
     form = "a loop over messages, as in traced_messages(itermessages(connection, channel, queue))"
     words.check_iterable("traced_messages", iterable, form)
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
-    known = words.destination_at_hand("traced_messages", destination)
+    engine, known = words.at_hand("traced_messages", settings, destination)
+    hooks = _Hooks(engine)
 
     def begin(item: Any) -> Process | None:
         message = _message_of(item)
@@ -201,8 +201,8 @@ def traced_message(
 
     Args as for ``traced_messages``. Of an empty queue (``None``) there is no span.
     """
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
-    known = words.destination_at_hand("traced_message", destination)
+    engine, known = words.at_hand("traced_message", settings, destination)
+    hooks = _Hooks(engine)
     return prepared(lambda: hooks.process(message, None, known) if _is_message(message) else None, _READING)
 
 
@@ -213,8 +213,8 @@ def traced_batch(
 
     Args as for ``traced_messages``; without ``destination`` it is the first message's.
     """
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
-    known = words.destination_at_hand("traced_batch", destination)
+    engine, known = words.at_hand("traced_batch", settings, destination)
+    hooks = _Hooks(engine)
     batch = words.messages_at_hand("traced_batch", messages)
     return prepared(lambda: hooks.process_batch(list(filter(_is_message, batch)), known), _READING)
 

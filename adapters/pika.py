@@ -149,8 +149,8 @@ def traced_messages(
     """
     form = 'a loop over messages, as in traced_messages(channel.consume("orders"))'
     words.check_iterable("traced_messages", iterable, form)
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_messages"))
-    known = words.destination_at_hand("traced_messages", destination)
+    engine, known = words.at_hand("traced_messages", settings, destination)
+    hooks = _Hooks(engine)
     return iterate_inside(iterable, lambda message: hooks.process(message, None, None, known))
 
 
@@ -165,8 +165,8 @@ def traced_message(
     Args as for ``traced_messages``; ``message`` is ``(method, properties, body)``. Of an empty queue
     (``(None, None, None)``) there is no span.
     """
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_message"))
-    known = words.destination_at_hand("traced_message", destination)
+    engine, known = words.at_hand("traced_message", settings, destination)
+    hooks = _Hooks(engine)
     return prepared(lambda: hooks.process(message, None, None, known), _READING)
 
 
@@ -178,8 +178,8 @@ def traced_batch(
     Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue. What was nothing
     (``(None, None, None)``) does not count.
     """
-    hooks = _Hooks(words.engine_at_hand(settings, "traced_batch"))
-    known = words.destination_at_hand("traced_batch", destination)
+    engine, known = words.at_hand("traced_batch", settings, destination)
+    hooks = _Hooks(engine)
     batch = words.messages_at_hand("traced_batch", messages)
     return prepared(lambda: hooks.process_batch(batch, known), _READING)
 

@@ -175,7 +175,8 @@ class TracedWorkerMixin(_WorkerMethods):
 
     @property
     def _hooks(self) -> _Hooks:
-        return _Hooks(words.engine_at_hand(self.queueprop_settings, "queueprop_settings"), spawned="worker")
+        engine, _ = words.at_hand("queueprop_settings", self.queueprop_settings, None)
+        return _Hooks(engine, spawned="worker")
 
 
 class TracedWorker(TracedWorkerMixin, Worker):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -15,6 +15,7 @@ from queueprop.message import Destination, Message
 from queueprop.operations import Receive
 from queueprop.scope import Carried
 from queueprop.settings import Settings
+from queueprop.spans import engine_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,12 +43,11 @@ def send_span(
     An exception of the body makes the span an error and goes on. Nothing else is raised: a wrong argument is said once,
     in one line, and makes no span.
     """
-    engine = words.engine_at_hand(settings, "send_span")
-    found = _checked("send_span", destination, message, headers)
     try:
-        return nullcontext(INVALID_SPAN) if found is None else engine.send(destination, found)
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).send(destination, message)
     except Exception as error:
-        return _unusable("send_span", error)
+        return _recovered(send_span, error, destination, message, headers, settings)
 
 
 def process_span(
@@ -66,12 +66,11 @@ def process_span(
     link for each. Arguments as for ``send_span``; ``headers`` are only read. An exception of the body makes the span
     an error and goes on. Nothing else is raised.
     """
-    engine = words.engine_at_hand(settings, "process_span")
-    found = _checked("process_span", destination, message, headers)
     try:
-        return nullcontext(INVALID_SPAN) if found is None else engine.process(destination, found)
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).process(destination, message)
     except Exception as error:
-        return _unusable("process_span", error)
+        return _recovered(process_span, error, destination, message, headers, settings)
 
 
 def receive_span(
@@ -91,18 +90,16 @@ def receive_span(
     gets its own from ``process_span``. Arguments as for ``process_span``; messages that are known beforehand count as
     pulled.
     """
-    engine = words.engine_at_hand(settings, "receive_span")
-    found = _checked("receive_span", destination, message, headers)
     try:
-        receive = None if found is None else engine.receive(destination, batch=isinstance(found, Sequence))
+        found = Message(headers) if message is None else _message(message, headers)
+        receive = engine_for(settings).receive(destination, batch=isinstance(found, Sequence))
     except Exception as error:
-        _unusable("receive_span", error)
-        receive = None
-    receipt = ReceiveSpan(receive)
-    if receive is not None and found is not None and (message is not None or headers is not None):
+        recovered = _recovered(receive_span, error, destination, message, headers, settings)
+        return recovered if isinstance(recovered, ReceiveSpan) else ReceiveSpan(None)
+    if message is not None or headers is not None:
         for one in [found] if isinstance(found, Message) else found:
             receive.add(one)
-    return receipt
+    return ReceiveSpan(receive)
 
 
 def settle_span(
@@ -119,14 +116,11 @@ def settle_span(
     Of a sequence of messages that are settled at once it is the last one's child, and links to the others.
     ``operation`` names it (``nack orders``). Other arguments as for ``process_span``.
     """
-    engine = words.engine_at_hand(settings, "settle_span")
-    found = _checked("settle_span", destination, message, headers)
     try:
-        if found is None:
-            return nullcontext(INVALID_SPAN)
-        return engine.settle(destination, found, operation=operation)
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).settle(destination, message, operation=operation)
     except Exception as error:
-        return _unusable("settle_span", error)
+        return _recovered(settle_span, error, destination, message, headers, settings, operation=operation)
 
 
 def traced_consumer(
@@ -218,40 +212,56 @@ class ReceiveSpan:
 _ORDERS = 'queueprop.Destination("my-queue", "orders")'
 
 
-def _checked(
-    word: str, destination: object, message: Message | Sequence[Message] | None, headers: object
-) -> Message | Sequence[Message] | None:
-    """What a word is about; None, and a line that tells of it, where it was given something else."""
-    if not isinstance(destination, Destination):
-        form = f"it wants a Destination, as in {word}({_ORDERS}, headers=headers)"
-        words.say(word, f"{form}; the message goes on without a span", destination)
-        return None
-    if message is None:
-        return Message(headers)
-    if not isinstance(message, Message) and not _are_messages(message):
-        form = f"it wants a Message or a list of them, or headers by name: {word}(destination, headers=job.headers)"
-        words.say(word, f"{form}; the message goes on without a span", message)
-        return None
+def _message(message: Message | Sequence[Message], headers: object) -> Message | Sequence[Message]:
     if headers is not None:
         _said_twice()
+    if not isinstance(message, Message) and not _are_messages(message):
+        raise TypeError
     return message
 
 
 def _are_messages(given: object) -> bool:
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         return False
+    return all(isinstance(one, Message) for one in given)
+
+
+def _recovered(
+    word: Callable[..., Any],
+    error: Exception,
+    destination: object,
+    message: object,
+    headers: object,
+    settings: object,
+    **options: object,
+) -> AbstractContextManager[Any]:
+    """What a word gives where something that it was given is something else. Looked for only where it matters: behind
+    an error."""
+    if guard.is_not_ours(error):
+        raise error
+    name = word.__name__
+    if not isinstance(destination, Destination):
+        form = f"a Destination, as in {name}({_ORDERS}, headers=headers)"
+        words.say(name, f"it wants {form}; the message goes on without a span", destination)
+    elif message is not None and not isinstance(message, Message) and not _is_batch(message):
+        form = f"a Message or a list of them, or headers by name: {name}(destination, headers=job.headers)"
+        words.say(name, f"it wants {form}; the message goes on without a span", message)
+    elif settings is not None and not isinstance(settings, Settings):
+        words.say_settings(name, settings)
+        return cast(AbstractContextManager[Any], word(destination, message, headers=headers, **options))
+    else:
+        # A field of the Destination's, or the operation's name, is of a type that it cannot be.
+        guard.slip(f"reading the arguments of {name}", error)
+    return nullcontext(INVALID_SPAN)
+
+
+def _is_batch(given: object) -> bool:
     try:
-        return all(isinstance(one, Message) for one in given)
+        return _are_messages(given)
     except Exception as error:
         if guard.is_not_ours(error):
             raise
         return False
-
-
-def _unusable(word: str, error: Exception) -> AbstractContextManager[Span]:
-    """For a Destination whose fields, or an operation whose name, are of types that they cannot be."""
-    guard.slip(f"reading the arguments of {word}", error)
-    return nullcontext(INVALID_SPAN)
 
 
 def _said_twice() -> None:

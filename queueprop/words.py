@@ -40,26 +40,29 @@ def engine_of(settings: Settings | None, word: str) -> Engine:
     return engine_for(settings)
 
 
-def engine_at_hand(settings: Settings | None, word: str) -> Engine:
-    """The same where a message is at hand: for what are no settings it is that of the environment's."""
-    if settings is None or isinstance(settings, Settings):
-        return engine_for(settings)
-    say(word, f"it wants {_SETTINGS}; those of the environment are used", settings)
-    return engine_for()
+def at_hand(
+    word: str, settings: Settings | None, destination: Destination | None
+) -> tuple[Engine, Destination | None]:
+    """The engine of these settings, and the destination, where a message is at hand. For what are none, it is the
+    environment's engine, and the destination that the message tells."""
+    if settings is not None and not isinstance(settings, Settings):
+        say_settings(word, settings)
+        settings = None
+    if destination is not None and not isinstance(destination, Destination):
+        say(word, f"it wants {_DESTINATION}; what the message tells is used", destination)
+        destination = None
+    return engine_for(settings), destination
+
+
+def say_settings(word: str, given: object) -> None:
+    """Tells of settings that are none, where a message is at hand."""
+    say(word, f"it wants {_SETTINGS}; those of the environment are used", given)
 
 
 def check_destination(word: str, given: object) -> None:
     """Raises TypeError for what is no destination. None is what the message tells."""
     if given is not None and not isinstance(given, Destination):
         raise refused(word, _DESTINATION, given)
-
-
-def destination_at_hand(word: str, given: Destination | None) -> Destination | None:
-    """The same where a message is at hand: for what is no destination it is what the message tells."""
-    if given is None or isinstance(given, Destination):
-        return given
-    say(word, f"it wants {_DESTINATION}; what the message tells is used", given)
-    return None
 
 
 def check_name(word: str, option: str, given: object) -> None:
