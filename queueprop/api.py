@@ -216,14 +216,23 @@ def _message(message: Message | Sequence[Message], headers: object) -> Message |
     if headers is not None:
         _said_twice()
     if not isinstance(message, Message) and not _are_messages(message):
-        raise TypeError
+        raise _NoMessageError
     return message
+
+
+class _NoMessageError(Exception):
+    """Somebody gave something else."""
 
 
 def _are_messages(given: object) -> bool:
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         return False
-    return all(isinstance(one, Message) for one in given)
+    try:
+        return all(isinstance(one, Message) for one in given)
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        return False
 
 
 def _recovered(
@@ -235,33 +244,24 @@ def _recovered(
     settings: object,
     **options: object,
 ) -> AbstractContextManager[Any]:
-    """What a word gives where something that it was given is something else. Looked for only where it matters: behind
-    an error."""
+    """What a word gives where something that it was given is something else: looked for behind an error alone."""
     if guard.is_not_ours(error):
         raise error
     name = word.__name__
     if not isinstance(destination, Destination):
         form = f"a Destination, as in {name}({_ORDERS}, headers=headers)"
         words.say(name, f"it wants {form}; the message goes on without a span", destination)
-    elif message is not None and not isinstance(message, Message) and not _is_batch(message):
+    elif isinstance(error, _NoMessageError):
         form = f"a Message or a list of them, or headers by name: {name}(destination, headers=job.headers)"
         words.say(name, f"it wants {form}; the message goes on without a span", message)
     elif settings is not None and not isinstance(settings, Settings):
         words.say_settings(name, settings)
-        return cast(AbstractContextManager[Any], word(destination, message, headers=headers, **options))
+        made = word(destination, message, headers=headers if message is None else None, **options)
+        return cast(AbstractContextManager[Any], made)
     else:
         # A field of the Destination's, or the operation's name, is of a type that it cannot be.
         guard.slip(f"reading the arguments of {name}", error)
     return nullcontext(INVALID_SPAN)
-
-
-def _is_batch(given: object) -> bool:
-    try:
-        return _are_messages(given)
-    except Exception as error:
-        if guard.is_not_ours(error):
-            raise
-        return False
 
 
 def _said_twice() -> None:

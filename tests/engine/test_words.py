@@ -152,11 +152,14 @@ class TestAtHand:
         assert len(telemetry.spans) == 0
 
     def test_what_are_no_settings(self, caplog: pytest.LogCaptureFixture, word: Word) -> None:
-        """Those of the environment are used, and a line says so."""
+        """Those of the environment are used, and a line says so, and no other: headers were given once."""
         headers = {"traceparent": TRACEPARENT}
-        with word(ORDERS, headers=headers, settings=LINK):
-            pass
-        assert "queueprop.Settings(" in caplog.records[0].getMessage()
+        for given in ({"headers": headers}, {"message": Message(headers)}, {}):
+            with word(ORDERS, **given, settings=LINK):
+                pass
+        told = [text for record in caplog.records if "tracing messages" not in (text := record.getMessage())]
+        assert len(told) == 1
+        assert "queueprop.Settings(" in told[0]
 
     def test_a_destination_that_is_none_inside(
         self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, word: Word
