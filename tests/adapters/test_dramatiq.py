@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -1309,9 +1310,31 @@ class TestProcesses:
         cli: Any = importlib.import_module("dramatiq.cli")
         monkeypatch.setattr(cli, "main", lambda: os.environ["PYTHONPATH"])
         monkeypatch.setenv("PYTHONPATH", "/mine")
+        monkeypatch.setenv("_QUEUEPROP_SAID", "")
         with traced(None, "instrumentor"):
             assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
             assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
+
+    def test_spawned_workers_do_not_say_again_what_was_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Under opentelemetry-instrument they find out the same at their start as the command line has."""
+        launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
+        monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
+        monkeypatch.setattr(guard, "_logged", {})
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        monkeypatch.setenv("_QUEUEPROP_SAID", "")
+        program = (
+            "from queueprop import guard; guard.mistake('starting', 'no'); guard.mistake('working', 'no')"
+        )
+
+        def main() -> str:
+            worker = [sys.executable, "-c", program]
+            return subprocess.run(worker, capture_output=True, text=True, check=True, timeout=60).stderr
+
+        cli: Any = importlib.import_module("dramatiq.cli")
+        monkeypatch.setattr(cli, "main", main)
+        guard.mistake("starting", "no")
+        with traced(None, "instrumentor"):
+            assert cli.main() == "queueprop, working: no\n"
 
 
 def test_the_extra_is_named_when_dramatiq_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
