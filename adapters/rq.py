@@ -685,8 +685,8 @@ class _Circuit:
     """How long a work horse may wait until its spans are handed over.
 
     Each horse is a process of its own, and would find out anew that the Collector does not answer: that is
-    ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries, for
-    ever longer, after a pause of thirty times as long. An answer ends it.
+    ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries: after a
+    pause of a hundred times as long as it may wait, which at first is not long. An answer ends it.
 
     It lies in memory that forked children share, so that horses whose worker is not traced find it as well
     (``traced_consumer`` alone).
@@ -709,8 +709,8 @@ class _Circuit:
         wait, open_until = _CIRCUIT.unpack(self.state)
         if not 0 < wait < timeout:
             wait = timeout
-        # Not beyond the longest pause, whatever stands there.
-        return 0.0 if 0 < open_until - time.monotonic() <= _PAUSE * timeout else wait
+        # Whatever stands there, it is no longer than the longest pause.
+        return 0.0 if 0 < open_until - time.monotonic() <= _PAUSE * timeout / 2 else wait
 
     def note(self, answered: bool | None, timeout: float) -> None:
         """What a horse has found out; None for nothing."""
@@ -720,16 +720,15 @@ class _Circuit:
             self.state = bytes(_CIRCUIT.size)
             return
         before, _ = _CIRCUIT.unpack(self.state)
-        wait = min(2 * before, timeout) if before > 0 else timeout / _FIRST
+        wait = min(2 * before, timeout / 2) if before > 0 else timeout / 16
         self.state = _CIRCUIT.pack(wait, time.monotonic() + _PAUSE * wait)
 
 
 _CIRCUIT = struct.Struct("=dd")
 """Seconds that the next try may wait, 0 where all is well; and when that may be, by the monotonic clock."""
 
-_PAUSE = 30
-_FIRST = 16
-"""The first try waits for that part of the timeout: a Collector that is merely restarted is found again soon."""
+_PAUSE = 100
+"""So many times as long as the try that follows it is a pause: the tries cost a hundredth of a worker's time."""
 
 _circuit = _Circuit()
 

@@ -242,11 +242,14 @@ def run_worker(
     sdk: bool = True,
     stuck: bool = False,
     collector: str | None = None,
+    pause: int | None = None,
     broken_logging: str | None = None,
     burst: bool = True,
     **options: Any,
 ) -> None:
     """Works off a queue in this process and its children."""
+    if pause:
+        adapter._PAUSE = pause
     if collector:
         configure_tracing("contract", endpoint=collector)
     elif sdk:

@@ -844,9 +844,9 @@ def test_a_collector_that_is_back_gets_all_spans_again(
     instrumented: Rig, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Now and then a horse tries; once it is answered, the spans that jobs make inside themselves arrive as well."""
-    monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "2")
+    monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "4")
     collector.listen()
-    process = instrumented.start("fork", collector=collector.endpoint, burst=False)
+    process = instrumented.start("fork", collector=collector.endpoint, burst=False, pause=10)
     jobs = [instrumented.enqueue(tasks.work)]
     wait_until(lambda: are_done(*jobs), "the first job is done")
     collector.answer()

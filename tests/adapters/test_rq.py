@@ -1326,14 +1326,14 @@ class TestCircuit:
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
         self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One whole wait; then ever longer ones, each after a pause of thirty times as long: 3 % of the time."""
+        """One whole wait; then shorter ones, each after a pause of a hundred times as long: 1 % of the time."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
         began = clock[0]
         for _ in range(40_000):  # 20 jobs a second
             adapter._hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
-        assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 2.0, 2.0]
-        assert sum(waited[1:]) / (clock[0] - began) < 0.034
+        assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
+        assert sum(waited[1:]) / (clock[0] - began) < 0.01
 
     def test_one_that_is_back_is_waited_for_again(
         self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
@@ -1343,7 +1343,7 @@ class TestCircuit:
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is False
         waited = self.collector(monkeypatch, clock, answers=True, after=0.02)
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
-        clock[0] += 3.8
+        clock[0] += 12.6
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
         assert circuit.patience(2.0) == 2.0
@@ -1356,7 +1356,7 @@ class TestCircuit:
         self.collector(monkeypatch, clock, answers=False, after=10)
         adapter._hand_over(2.0, circuit.patience(2.0))
         waited = self.collector(monkeypatch, clock, answers=True, after=0.4)
-        for _ in range(600):
+        for _ in range(2000):
             adapter._hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:3] == [0.125, 0.25, 0.4]
@@ -1401,11 +1401,11 @@ class TestCircuit:
             circuit.state = state
             _, until = struct.unpack("=dd", state)
             assert 0 <= circuit.patience(2.0) <= 2.0
-            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 60
+            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 100
             circuit.note(False, 2.0)
             wait, until = struct.unpack("=dd", circuit.state)
             assert 0 < wait <= 2.0
-            assert until - time.monotonic() <= 60
+            assert until - time.monotonic() <= 100
             circuit.state = state
             circuit.note(True, 2.0)
             assert circuit.patience(2.0) == 2.0
