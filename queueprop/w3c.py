@@ -56,6 +56,7 @@ _PLAIN_VALUE = re.compile(f"[A-Za-z0-9{re.escape(_SENT_AS_IT_IS)}]*")
 _AS_WRITTEN = re.compile(
     f"{_PLAIN_VALUE.pattern}(?:%(?:[0189A-F][0-9A-F]|2[025BC]|3[BD]|5C|7F){_PLAIN_VALUE.pattern})*"
 )
+_ONLY_TEXT = {str}
 # Under this name a member is told of whose own methods raise.
 _MEMBER = "a member of the baggage"
 
@@ -204,6 +205,8 @@ def format_baggage(baggage: Mapping[str, object]) -> str:
     """
     if not baggage:
         return ""
+    if set(map(type, baggage)) != _ONLY_TEXT:
+        baggage = _with_sent_keys(baggage)
     members = list(_format_baggage_members(baggage, _SENT_AS_IT_IS))
     header = ",".join(members)
     if len(members) <= _BAGGAGE_MEMBERS and len(header) <= _BAGGAGE_BYTES:
@@ -216,7 +219,7 @@ def allowed_baggage(baggage: Mapping[str, object], allow: Collection[str]) -> di
     members: dict[str, Any] = {}
     for key, value in baggage.items():
         try:
-            name = key if type(key) is str else _sent_key(key)
+            name = _sent_key(key)
             if name in allow:
                 members[name] = _with_allowed_properties(value, allow)
         except Exception as error:
@@ -352,6 +355,22 @@ def _with_allowed_properties(value: Any, allow: Collection[str]) -> Any:
     return BaggageValue(value, kept, value.raw) if kept or value.raw is not None else str.__str__(value)
 
 
+def _with_sent_keys(baggage: Mapping[str, object]) -> dict[str, object]:
+    """The members under plain keys, of which no two are equal: who reads them keeps one of each."""
+    members: dict[str, object] = {}
+    for key, value in baggage.items():
+        try:
+            members[_sent_key(key)] = value
+        except Exception as error:
+            guard.slip(_MEMBER, error)
+    return members
+
+
+def _sent_key(key: object) -> str:
+    """A key as it is sent; '' for what is no text."""
+    return str.__str__(str(key)) if isinstance(key, str) else ""
+
+
 def _format_baggage_members(baggage: Mapping[str, object], safe: str) -> Iterable[str]:
     for key, value in baggage.items():
         try:
@@ -363,21 +382,16 @@ def _format_baggage_members(baggage: Mapping[str, object], safe: str) -> Iterabl
             yield member
 
 
-def _format_baggage_member(key: object, value: Any, safe: str) -> str:
+def _format_baggage_member(key: str, value: Any, safe: str) -> str:
     """The member as it is sent; '' for what cannot be."""
-    name = key if type(key) is str else _sent_key(key)
-    if not _BAGGAGE_KEY.fullmatch(name):
+    if not _BAGGAGE_KEY.fullmatch(key):
         return ""
     content = value if type(value) is str else str.__str__(str(value))
     if len(content) > _BAGGAGE_BYTES:
         return ""
     if issubclass(type(value), BaggageValue):
-        return f"{name}={_as_it_came(value) or _percent_encoded(content, safe)}{_properties_of(value)}"
-    return f"{name}={_percent_encoded(content, safe)}"
-
-
-def _sent_key(key: object) -> str:
-    return str.__str__(str(key)) if isinstance(key, str) else ""
+        return f"{key}={_as_it_came(value) or _percent_encoded(content, safe)}{_properties_of(value)}"
+    return f"{key}={_percent_encoded(content, safe)}"
 
 
 def _as_it_came(value: BaggageValue) -> str:

@@ -97,7 +97,7 @@ def check_baggage(chooser: Chooser) -> str:
         assert_plain(found.context)
         again: dict[str, str] = {}
         inject(again, context=found.context)
-        assert again == carrier
+        assert again == carrier, (again, carrier)
     return f"{min(len(baggage.get_all(found.context)), 3)} members"
 
 

@@ -30,6 +30,7 @@ from .odd import (
     HONEST,
     READ_ONLY,
     WRITABLE,
+    Lazy,
     contained,
     container_that_raises,
     object_that_raises,
@@ -262,6 +263,16 @@ class TestBaggage:
         inject(carrier, context=Context({BAGGAGE_KEY: members}))
 
         assert carrier["baggage"] in ("a=1,odd=2,b=3", "a=1,lied=2,b=3", "a=1,Color.RED=2,b=3", "a=1,b=3")
+
+    def test_two_keys_of_one_text_are_one_member(self) -> None:
+        """As for who reads them, so that the second hop sends what the first one does."""
+        members: dict[Any, Any] = {"a": "1", Lazy("a"): "2", Lazy("b"): "3", Lazy("b"): "4"}
+        assert len(members) == 4
+        carrier: dict[str, str] = {}
+
+        inject(carrier, context=Context({BAGGAGE_KEY: members}))
+
+        assert carrier == {"baggage": "a=2,b=4"}
 
     def test_an_enum_of_text_is_sent_as_opentelemetry_sends_it(self) -> None:
         """Whether all fits or members are left out, as a key and as a value, allowed by the name that is sent."""
