@@ -56,7 +56,6 @@ _PLAIN_VALUE = re.compile(f"[A-Za-z0-9{re.escape(_SENT_AS_IT_IS)}]*")
 _AS_WRITTEN = re.compile(
     f"{_PLAIN_VALUE.pattern}(?:%(?:[0189A-F][0-9A-F]|2[025BC]|3[BD]|5C|7F){_PLAIN_VALUE.pattern})*"
 )
-_ONLY_TEXT = {str}
 # Under this name a member is told of whose own methods raise.
 _MEMBER = "a member of the baggage"
 
@@ -156,8 +155,8 @@ class BaggageValue(str):
 
     def __new__(cls, value: str = "", properties: str = "", raw: str | None = None) -> BaggageValue:
         self = super().__new__(cls, value)
-        self.properties = properties
-        self.raw = raw
+        self.properties = text(properties) or ""
+        self.raw = text(raw) if raw is not None else None
         return self
 
     def __copy__(self) -> BaggageValue:
@@ -205,8 +204,10 @@ def format_baggage(baggage: Mapping[str, object]) -> str:
     """
     if not baggage:
         return ""
-    if set(map(type, baggage)) != _ONLY_TEXT:
-        baggage = _with_sent_keys(baggage)
+    for key in baggage:
+        if type(key) is not str:
+            baggage = _with_sent_keys(baggage)
+            break
     members = list(_format_baggage_members(baggage, _SENT_AS_IT_IS))
     header = ",".join(members)
     if len(members) <= _BAGGAGE_MEMBERS and len(header) <= _BAGGAGE_BYTES:
@@ -347,8 +348,7 @@ def _are_properties(properties: str) -> bool:
 
 
 def _with_allowed_properties(value: Any, allow: Collection[str]) -> Any:
-    # Not isinstance: a value may lie about its class, and that may raise.
-    if not issubclass(type(value), BaggageValue) or not value.properties:
+    if type(value) is not BaggageValue or not value.properties:
         return value
     parts = value.properties.split(";")
     kept = ";".join([part for part in parts if part.partition("=")[0].strip(_OWS) in allow])
@@ -373,25 +373,24 @@ def _sent_key(key: object) -> str:
 
 def _format_baggage_members(baggage: Mapping[str, object], safe: str) -> Iterable[str]:
     for key, value in baggage.items():
-        try:
-            member = _format_baggage_member(key, value, safe)
-        except Exception as error:
-            guard.slip(_MEMBER, error)
+        if not _BAGGAGE_KEY.fullmatch(key):
             continue
-        if member:
-            yield member
+        content = value if type(value) is str else _text_of(value)
+        if content is None or len(content) > _BAGGAGE_BYTES:
+            continue
+        encoded = content if _PLAIN_VALUE.fullmatch(content) else _percent_encoded(content, safe)
+        if type(value) is BaggageValue:
+            yield f"{key}={_as_it_came(value) or encoded}{_properties_of(value)}"
+        else:
+            yield f"{key}={encoded}"
 
 
-def _format_baggage_member(key: str, value: Any, safe: str) -> str:
-    """The member as it is sent; '' for what cannot be."""
-    if not _BAGGAGE_KEY.fullmatch(key):
-        return ""
-    content = value if type(value) is str else str.__str__(str(value))
-    if len(content) > _BAGGAGE_BYTES:
-        return ""
-    if issubclass(type(value), BaggageValue):
-        return f"{key}={_as_it_came(value) or _percent_encoded(content, safe)}{_properties_of(value)}"
-    return f"{key}={_percent_encoded(content, safe)}"
+def _text_of(value: object) -> str | None:
+    try:
+        return str.__str__(str(value))
+    except Exception as error:
+        guard.slip(_MEMBER, error)
+        return None
 
 
 def _as_it_came(value: BaggageValue) -> str:
@@ -403,8 +402,6 @@ def _properties_of(value: BaggageValue) -> str:
 
 
 def _percent_encoded(value: str, safe: str) -> str:
-    if _PLAIN_VALUE.fullmatch(value):
-        return value
     try:
         return quote(value, safe)
     except UnicodeEncodeError:  # half of a surrogate pair

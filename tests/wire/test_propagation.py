@@ -263,11 +263,12 @@ class TestDefault:
 
     def test_without_a_valid_span_stale_headers_are_removed_and_none_is_written(self) -> None:
         """Better no context than the one of another message."""
-        carrier = {"traceparent": OTHER, "Tracestate": "old=1", "baggage": "old=1", "mine": 1}
+        for context in (Context(), trace.set_span_in_context(trace.INVALID_SPAN, Context())):
+            carrier = {"traceparent": OTHER, "Tracestate": "old=1", "baggage": "old=1", "mine": 1}
 
-        inject(carrier, context=Context())
+            inject(carrier, context=context)
 
-        assert carrier == {"mine": 1}
+            assert carrier == {"mine": 1}
 
     def test_baggage_is_written_without_a_span(self) -> None:
         """The two are independent; no tracestate goes without its traceparent."""
