@@ -250,10 +250,11 @@ class _Hooks:
             except Exception as error:
                 guard.fault("writing the context of a message", error)
             args, kwargs = calls.replaced(0, "message", sent, args, kwargs)
-            result = wrapped(*args, **kwargs)
-            if result is sent is not message:
-                _hand_on_additions(sent, message)
-            return result
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                if sent is not message:
+                    _hand_on_additions(sent, message)
 
     def _send(self, broker: Any, message: Any, delay: float | None) -> Send:
         known = Message(
@@ -610,7 +611,10 @@ def _with_carrier(message: Any, carrier: dict[str, str] | None) -> Any:
 
 
 def _hand_on_additions(sent: Any, message: Any) -> None:
-    """Gives the caller's message what middleware wrote into the copy that went out, as without us into itself."""
+    """Gives the caller's message what middleware wrote into our copy of it, as without us into itself.
+
+    A broker that makes a copy of its own has nothing written into ours.
+    """
     try:
         written = {name: value for name, value in sent.options.items() if name != OPTION}
         given = {name: value for name, value in message.options.items() if name != OPTION}

@@ -262,8 +262,8 @@ class TestPublish:
         assert work.send_with_options(delay=1000).options.keys() == {"request", "eta", "queueprop"}
 
     def test_what_middleware_adds_is_on_the_caller_s_message_as_without_us(self, api: Api) -> None:
-        """Where the broker copies nothing, middleware writes into the very message: what it adds and takes out is
-        found there, and nothing of ours is.
+        """Where the broker copies nothing, middleware writes into the very message, sent or not: what it adds and takes
+        out is found there, and nothing of ours is. A delayed message is the broker's copy.
         """
         found = []
         for is_traced in (False, True):
@@ -275,8 +275,15 @@ class TestPublish:
                 for it in (message, forwarded):
                     broker.enqueue(it)
                     found.append(it.options)
-        assert found[:2] == found[2:]
-        assert found[2] == {"request": 7, "tenant": "a"}
+                delayed = actor(broker, actor_name="delayed").message_with_options(tenant="a")
+                broker.enqueue(delayed, delay=1000)
+                refused = delayed.copy(options={"tenant": object})
+                with pytest.raises(TypeError):
+                    broker.enqueue(refused)
+                found += [delayed.options, refused.options]
+        assert found[:4] == found[4:]
+        assert found[4] == {"request": 7, "tenant": "a"}
+        assert found[6:] == [{"tenant": "a"}, {"request": 7, "tenant": object}]
 
     @pytest.mark.parametrize(
         "options",
