@@ -1066,10 +1066,13 @@ class TestProcess:
     def test_a_broker_that_cannot_say_its_actors(
         self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What its get_actor raises is Dramatiq's to see; ours asks and keeps still."""
+        """What its get_actor raises is Dramatiq's to see; ours asks and keeps still, save for a time limit."""
         monkeypatch.setattr(broker, "get_actor", _broken)
         message: Any = SimpleNamespace(options={}, actor_name="work")
         assert adapter._actor_not_found(broker, message) is None
+        monkeypatch.setattr(guard, "_not_ours", (RuntimeError,))
+        with pytest.raises(RuntimeError):
+            adapter._actor_not_found(broker, message)
         message.options["eta"] = 1
         assert adapter._actor_not_found(StubBroker(), message) is None
         message.options["eta"] = None
