@@ -259,7 +259,7 @@ class _Hooks:
     def _send(self, broker: Any, message: Any, delay: float | None) -> Send:
         known = Message(
             headers=_carrier_for(message),
-            id=message.message_id,
+            id=_id_of(message),
             delay=delay,
             native=message,
             describe=functools.partial(_describe, broker),
@@ -401,7 +401,7 @@ class _Performance:
         carrier = options.get(OPTION)
         known = Message(
             headers=carrier,
-            id=message.message_id,
+            id=_id_of(message),
             sent_at=_seconds(carrier, _SENT_AT),
             delay=_seconds(carrier, _DELAY),
             attempt=1 + self.retries
@@ -627,6 +627,11 @@ def _hand_on_additions(sent: Any, message: Any) -> None:
         guard.fault("handing on what middleware wrote into a message", error)
 
 
+def _id_of(message: Any) -> str | None:
+    """A delivery may have anything in its place."""
+    return message.message_id if isinstance(message.message_id, str) else None
+
+
 def _seconds(carrier: Any, name: str) -> float | None:
     written = text(carrier.get(name)) if isinstance(carrier, dict) else None
     try:
@@ -674,9 +679,12 @@ def _server(broker: Any) -> tuple[str | None, int | None]:
 
 
 def _describe(broker: Any, message: Any) -> dict[str, str]:
-    actor = broker.actors.get(message.actor_name)
+    name = message.actor_name
+    if not isinstance(name, str):
+        return {}
+    actor = broker.actors.get(name)
     if actor is None:
-        return {_FUNCTION: message.actor_name}
+        return {_FUNCTION: name}
     function: Any = actor.fn if hasattr(actor.fn, "__qualname__") else type(actor.fn)  # of a generic actor
     return {_FUNCTION: f"{function.__module__}.{function.__qualname__}"}
 

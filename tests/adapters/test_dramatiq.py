@@ -1006,6 +1006,17 @@ class TestProcess:
         consume(broker)
         assert only(captured_spans).attributes["queueprop.message.delivery_attempt"] == 1
 
+    @pytest.mark.parametrize("junk", [None, 5, ["a"], {"a": 1}], ids=repr)
+    def test_an_id_or_an_actor_that_is_no_text_is_not_told(
+        self, captured_spans: CapturedSpans, broker: StubBroker, junk: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nothing that an SDK complains of for each such message."""
+        message = dramatiq.MessageProxy(dramatiq.Message("orders", junk, (), {}, {}, message_id=junk))
+        thread: Any = SimpleNamespace(broker=broker)
+        adapter._Hooks(engine_for()).process_message(lambda message: None, thread, (message,), {})
+        assert not {"messaging.message.id", "code.function.name"} & only(captured_spans).attributes.keys()
+        assert caplog.text == ""
+
     def test_options_that_are_none_are_no_context(
         self, captured_spans: CapturedSpans, broker: StubBroker
     ) -> None:
