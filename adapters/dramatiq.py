@@ -541,7 +541,7 @@ def _with_launcher_in_path(wrapped: Wrapped, cli: Any, args: Arguments, kwargs: 
 
 _RETRIES = "retries"  # Dramatiq's own option: how many there were
 _MOST_RETRIES = 2**31
-"""A message may say anything, and an exporter cannot send any number."""
+"""A message may say anything, and an exporter logs a traceback for each number that it cannot send."""
 
 # Beside the context, in seconds.
 _SENT_AT = "sent_at"

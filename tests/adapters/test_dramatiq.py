@@ -999,7 +999,7 @@ class TestProcess:
     def test_a_number_of_retries_that_can_be_none_is_the_first_attempt(
         self, captured_spans: CapturedSpans, broker: StubBroker, retries: Any
     ) -> None:
-        """A message may say anything, and one number that an exporter cannot send costs a whole batch of spans."""
+        """A message may say anything, and for a number that it cannot send an exporter logs a traceback."""
         work = actor(broker)
         message: Any = dramatiq.Message("orders", work.actor_name, (), {}, {"retries": retries})
         broker.queues["orders"].put(message.encode())
