@@ -705,8 +705,8 @@ class _Circuit:
     """How long a work horse may wait until its spans are handed over.
 
     Each horse is a process of its own, and would find out anew that the Collector does not answer: that is
-    ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries: after a
-    pause of a hundred times as long as it may wait, which at first is not long. An answer ends it.
+    ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries: after
+    a pause of a hundred times as long as it may wait, which at first is not long. An answer ends it.
 
     It lies in memory that forked children share, so that horses whose worker is not traced find it as well
     (``traced_consumer`` alone).
