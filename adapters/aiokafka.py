@@ -42,7 +42,7 @@ from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
 from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message
+from queueprop.message import Destination, Message, bounded, remembered
 from queueprop.operations import Create, Process, ProcessBatch, Send
 from queueprop.scope import current_scope
 from queueprop.settings import Settings
@@ -933,7 +933,7 @@ def _of_all(
     return _destination(_name(topic), _text_of(partition), _name(group), *_told(client))
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _destination(
     topic: str | None,
     partition: str | None,
@@ -941,6 +941,7 @@ def _destination(
     client_id: str | None,
     address: str | None,
     port: int | None,
+    /,
 ) -> Destination:
     return Destination(
         SYSTEM,
