@@ -321,7 +321,7 @@ class SendBatch(Send):
         creations = [span_context_of(one.span) for one in created]
         attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
         span = self._start(
-            current, attributes, [Link(creation) for creation in creations if creation.is_valid]
+            current, attributes, [_link(creation, current) for creation in creations if creation.is_valid]
         )
         self.attach({**current, SPAN_KEY: span}, current)
 
@@ -430,7 +430,7 @@ class Process(MessageOperation):
         if message.sent_at is not None:
             self._waited = _waited(message, self._started_at)
         self._missing = found.reason
-        links = [Link(found.span_context)] if found.reason is None else []
+        links = self._links(found, parent)
         if current:
             self._is_counted = not _is_in_batch(current)
             _link_ambient(links, current, parent)
@@ -438,6 +438,13 @@ class Process(MessageOperation):
         message.process_context = self.attach(_inside(current, incoming, span), current)
         if engine.enriches_processes or message.describe is not None:
             engine.enrich(span, message, engine.settings.consume_hook)
+
+    def _links(self, found: propagation.Extraction, parent: Context) -> list[Link]:
+        if found.reason is not None:
+            return []
+        if parent is found.context:
+            return [Link(found.span_context, _CHILD_OF)]
+        return [_link(found.span_context, parent)]
 
     def close(self, error: BaseException | None = None) -> None:
         # A loop is not told what its body raised; what traces the same message inside the body is.
@@ -510,7 +517,7 @@ class ProcessBatch(MessageOperation):
         incoming = self._incoming(creations)
         parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
         attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
-        links = _links_to(self.messages, creations)
+        links = _links_to(self.messages, creations, parent)
         _link_ambient(links, current, parent)
         span = self._start(parent, attributes, links)
         inside = self.attach(_inside(current, Context(), span), current)
@@ -588,7 +595,7 @@ class Receive(MessageOperation):
         elif self._messages:
             attributes = _attributes(self.operation, self._messages[0])
         creations = [propagation.read(message.headers, allow).span_context for message in self._messages]
-        self._start(current, attributes, _links_to(self._messages, creations))
+        self._start(current, attributes, _links_to(self._messages, creations, current))
         super()._end(error if failed else None)
 
 
@@ -613,7 +620,7 @@ class Settle(MessageOperation):
         else:
             attributes = _attributes(self.operation, message)
         creations = [propagation.read(other.headers).span_context for other in others]
-        span = self._start(parent, attributes, _links_to(others, creations))
+        span = self._start(parent, attributes, _links_to(others, creations, parent))
         self.attach({**current, SPAN_KEY: span}, current)
 
     def _parent(self, message: Message, current: Context) -> Context:
@@ -654,13 +661,25 @@ def _common_context(creations: Sequence[SpanContext]) -> Context:
     return set_span_in_context(NonRecordingSpan(valid[0]), Context())
 
 
-def _links_to(messages: Sequence[Message], creations: Sequence[SpanContext]) -> list[Link]:
+def _link(creation: SpanContext, parent: Context) -> Link:
+    """A link to a message's creation context."""
+    is_parent = _is_same(creation, span_context_of(parent.get(SPAN_KEY)))
+    return Link(creation, _CHILD_OF if is_parent else None)
+
+
+def _links_to(messages: Sequence[Message], creations: Sequence[SpanContext], parent: Context) -> list[Link]:
     """A link to each message's creation context, with what differs between the messages."""
+    of_parent = span_context_of(parent.get(SPAN_KEY))
     return [
-        Link(creation, _link_attributes(message))
+        Link(creation, _link_attributes(message, _is_same(creation, of_parent)))
         for message, creation in zip(messages, creations, strict=True)
         if creation.is_valid
     ]
+
+
+# On a link to the span that is the parent as well. Without it Jaeger takes the two for one reference FOLLOWS_FROM, and
+# what looks for CHILD_OF alone (Grafana above it) shows a root.
+_CHILD_OF: Attributes = {semconv.OPENTRACING_REF_TYPE: "child_of"}
 
 
 def _link_ambient(links: list[Link], current: Context, parent: Context) -> None:
@@ -703,11 +722,13 @@ def _attributes(operation: Operation, message: Message, waited: float | None = N
     return {**operation.attributes, **own} if own else operation.attributes
 
 
-def _link_attributes(message: Message) -> Attributes | None:
+def _link_attributes(message: Message, is_to_parent: bool) -> Attributes | None:
     """What differs between the messages of a batch stands on their links."""
     attributes: dict[str, AttributeValue] = dict(message.attributes or {})
     if message.id is not None:
-        attributes[semconv.MESSAGE_ID] = message.id
+        attributes[semconv.MESSAGE_ID] = bounded(message.id)
+    if is_to_parent:
+        attributes.update(_CHILD_OF)
     return attributes or None
 
 
@@ -735,17 +756,6 @@ def error_type_of(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as fault:
-        if guard.is_not_ours(fault):
-            raise
-        return "<its __str__ raises>"
-
-
-def _exception(error_type: str, text: str) -> dict[str, AttributeValue]:
-    return {"exception.type": error_type, "exception.message": text, "exception.escaped": "False"}
 def _error_of(future: Any) -> BaseException | None:
     if future.cancelled():
         return asyncio.CancelledError()
@@ -769,3 +779,14 @@ def _tell(span: Span, error: BaseException, error_type: str) -> None:
         span.add_event("exception", {**_exception(error_type, text), "exception.stacktrace": stacktrace})
 
 
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as fault:
+        if guard.is_not_ours(fault):
+            raise
+        return "<its __str__ raises>"
+
+
+def _exception(error_type: str, text: str) -> dict[str, AttributeValue]:
+    return {"exception.type": error_type, "exception.message": text, "exception.escaped": "False"}
