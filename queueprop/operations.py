@@ -273,7 +273,7 @@ class Send(MessageOperation):
         self._carried = inside = self.attach({**current, SPAN_KEY: span}, current)
         engine.write(message, inside)
         if engine.enriches_sends or message.describe is not None:
-            engine.enrich(span, message, engine.settings.publish_hook)
+            engine.enrich(span, message, "publish_hook")
 
     def _carry(self, current: Context) -> None:
         self._carried = current
@@ -363,7 +363,7 @@ class Create:
         engine, message = self.engine, self.message
         self.span = span = engine.start_span(self.operation, current, _attributes(self.operation, message))
         engine.write(message, set_span_in_context(span, current))
-        engine.enrich(span, message, engine.settings.publish_hook)
+        engine.enrich(span, message, "publish_hook")
 
     def close(self, destination: Destination | None = None) -> None:
         """Ends the span, as of when the message was made. ``destination`` is where it goes, as is known by now.
@@ -437,7 +437,7 @@ class Process(MessageOperation):
         span = self._start(parent, _attributes(self.operation, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
         if engine.enriches_processes or message.describe is not None:
-            engine.enrich(span, message, engine.settings.consume_hook)
+            engine.enrich(span, message, "consume_hook")
 
     def _links(self, found: propagation.Extraction, parent: Context) -> list[Link]:
         if found.reason is not None:
@@ -524,10 +524,9 @@ class ProcessBatch(MessageOperation):
         for message in self.messages:
             message.process_context = inside
         self._missing = [one.reason for one in found]
-        hook = engine.settings.consume_hook
-        if hook is not None and engine.records(span):
+        if engine.settings.consume_hook is not None and engine.records(span):
             for message in self.messages:
-                engine.run_hook(hook, span, message)
+                engine.run_hook("consume_hook", span, message)
 
     def _release(self) -> None:
         super()._release()

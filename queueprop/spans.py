@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
@@ -271,7 +271,7 @@ class Engine:
             guard.slip("asking Settings(trust=...) about a message, which counts as untrusted then", error)
             return False
 
-    def enrich(self, span: Span, message: Message, hook: Hook | None) -> None:
+    def enrich(self, span: Span, message: Message, hook: HookName) -> None:
         """What only a recorded span is worth: the library's attributes, captured headers, sizes, the hook."""
         if not self.records(span):
             return
@@ -282,8 +282,7 @@ class Engine:
                 span.set_attributes(_details(message, self.settings))
         except Exception as error:
             guard.fault("describing a message", error)
-        if hook is not None:
-            self.run_hook(hook, span, message)
+        self.run_hook(hook, span, message)
 
     def records(self, span: Span) -> bool:
         try:
@@ -292,13 +291,18 @@ class Engine:
             guard.fault("asking a span whether it records", error)
             return False
 
-    def run_hook(self, hook: Hook, span: Span, message: Message) -> None:
+    def run_hook(self, name: HookName, span: Span, message: Message) -> None:
+        """Calls the hook of this name, where the settings have one."""
+        hook: Hook | None = getattr(self.settings, name)
+        if hook is None:
+            return
         try:
             hook(span, message if message.native is None else message.native)
         except Exception as error:
-            name = "publish_hook" if hook is self.settings.publish_hook else "consume_hook"
             guard.slip(f"calling Settings({name}=...)", error)
 
+
+HookName = Literal["publish_hook", "consume_hook"]
 
 _making_instruments = threading.RLock()
 _LONGEST_TURN = 1.0
