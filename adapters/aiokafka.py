@@ -42,7 +42,7 @@ from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.calls import Arguments, Hook, Options, Wrapped
 from queueprop.handlers import prepared, run_inside
 from queueprop.iteration import AsyncMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message
+from queueprop.message import Destination, Message, bounded, remembered
 from queueprop.operations import Create, Process, ProcessBatch, Send
 from queueprop.scope import current_scope
 from queueprop.settings import Settings
@@ -510,7 +510,10 @@ class _Hooks:
             return await settle()
         with calls.during(_is_settling, True), self.engine.settle(destination, messages, operation="commit"):
             result = await settle()
-        _uncommitted.forget(settled)
+        try:
+            _uncommitted.forget(settled)
+        except Exception as error:
+            guard.fault("forgetting what aiokafka has committed", error)
         return result
 
 
@@ -590,7 +593,11 @@ class _Publication:
         given = self.given.headers
         if self.producer is None:
             return self.message.headers or given
-        copied = None if isinstance(given, list) else _copied(given)
+        try:
+            copied = None if isinstance(given, list) else _copied(given)
+        except Exception as error:
+            guard.fault("copying the headers of a publish with aiokafka", error)
+            return given
         return copied or given  # of other collections aiokafka's extensions know nothing
 
     def headers_of_record(self, key: Any, value: Any, given: Any) -> Any:
@@ -638,8 +645,9 @@ def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: An
         if _size_of(key, value, shorter) <= limit:
             return shorter
     guard.mistake(
-        f"publishing to {topic}" if topic is not None else "filling a batch of aiokafka",
+        "filling a batch of aiokafka" if topic is None else "publishing with aiokafka",
         "the message leaves no room for a trace context within max_request_size; it goes out without one",
+        about="" if topic is None else f"to {topic}",
     )
     propagation.write(plain, Context())  # nor with an earlier one
     return plain
@@ -650,12 +658,19 @@ def _size_of(key: Any, value: Any, given: Any) -> int:
     return size
 
 
-def _note_value(made: Send | Create, value: Any) -> None:
-    """What the serializers have made of the message's value."""
-    if value is None:
-        made.span.set_attribute(TOMBSTONE, True)
-    elif made.engine.settings.body_size:
-        made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
+def _note(made: Send | Create, value: Any, partition: int | None = None) -> None:
+    """What the serializers have made of the message's value, and the partition that was chosen."""
+    try:
+        if not made.span.is_recording():
+            return
+        if partition is not None:
+            made.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
+        if value is None:
+            made.span.set_attribute(TOMBSTONE, True)
+        elif made.engine.settings.body_size:
+            made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
+    except Exception as error:
+        guard.fault("describing a message of aiokafka", error)
 
 
 _ADDED = ("tp", "key", "value")
@@ -669,10 +684,8 @@ async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwarg
     try:
         where, key, value = (calls.given(i, name, args, kwargs) for i, name in enumerate(_ADDED))
         send, given = publication.send, publication.given
-        if send.span.is_recording() and where.topic == given.topic:
-            if given.partition is None:
-                send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
-            _note_value(send, value)
+        if where.topic == given.topic:
+            _note(send, value, where.partition if given.partition is None else None)
         written = publication.headers_of_record(key, value, calls.given(_HEADERS, "headers", args, kwargs))
         args, kwargs = calls.replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
@@ -704,21 +717,14 @@ class _Batch:
 
     def append(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``append``: a create span, where the batch takes the message."""
-        given = kwargs.get("headers")
-        copied = _copied(given)
-        if not self._is_active() or copied is None:
-            return wrapped(*args, **kwargs)
         try:
-            key, value, timestamp = kwargs.get("key"), kwargs.get("value"), kwargs.get("timestamp")
-            native = Publish(None, value, key, None, timestamp, given)
-            message = Message(headers=copied, native=native, describe=_describe_publish)
-            create = self._engine.create(_published_to(None, None, self._producer), message)
-            create.open()
+            prepared = self._prepared(kwargs)
         except Exception as error:
             guard.fault("preparing a message of a batch with aiokafka", error)
+            prepared = None
+        if prepared is None:
             return wrapped(*args, **kwargs)
-        going_out = list(given or ())
-        self._pending = create, copied, going_out
+        create, _, going_out = self._pending = prepared
         try:
             metadata = wrapped(*args, **{**kwargs, "headers": going_out})
         finally:
@@ -726,6 +732,19 @@ class _Batch:
         if metadata is not None:
             self._created.append(create)
         return metadata
+
+    def _prepared(self, kwargs: Options) -> tuple[Create, list[Any], list[Any]] | None:
+        """The span of a message, its headers with the context, and those that go out so far."""
+        given = kwargs.get("headers")
+        copied = _copied(given)
+        if copied is None or not self._is_active():
+            return None
+        going_out = list(copied)
+        native = Publish(None, kwargs.get("value"), kwargs.get("key"), None, kwargs.get("timestamp"), given)
+        message = Message(headers=copied, native=native, describe=_describe_publish)
+        create = self._engine.create(_published_to(None, None, self._producer), message)
+        create.open()
+        return create, copied, going_out
 
     def serialize(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``_serialize``, behind which the size of the message is known, and before its headers are used."""
@@ -735,7 +754,7 @@ class _Batch:
             return key, value
         try:
             create, written, going_out = pending
-            _note_value(create, value)
+            _note(create, value)
             going_out[:] = _with_room(self._producer, None, key, value, going_out, written)
         except Exception as error:
             guard.fault("writing the headers of a message of a batch with aiokafka", error)
@@ -847,12 +866,13 @@ def _describe_publish(given: Publish) -> Mapping[str, AttributeValue]:
 
 def _describe_key(key: Any) -> dict[str, AttributeValue]:
     """The key as text, where there is one way to write it."""
-    if isinstance(key, (bytes, bytearray, memoryview)):
-        try:
-            key = bytes(key).decode()
-        except ValueError:
-            return {}
-    return {KEY: str(key)} if isinstance(key, (str, int, UUID)) else {}
+    if not isinstance(key, (bytes, bytearray, memoryview, str, int, UUID)):
+        return {}
+    try:
+        text = str(key) if isinstance(key, (str, int, UUID)) else bytes(key).decode()
+    except ValueError:  # no UTF-8, or a number of more digits than Python likes to print
+        return {}
+    return {KEY: bounded(text)}
 
 
 class _Pulled:
@@ -978,7 +998,7 @@ def _of_all(
     return _destination(_name(topic), _text_of(partition), _name(group), *_told(client))
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _destination(
     topic: str | None,
     partition: str | None,
@@ -986,6 +1006,7 @@ def _destination(
     client_id: str | None,
     address: str | None,
     port: int | None,
+    /,
 ) -> Destination:
     return Destination(
         SYSTEM,

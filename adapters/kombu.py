@@ -41,7 +41,7 @@ from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination
 from queueprop.message import Message as _CoreMessage
 from queueprop.operations import Process, ProcessBatch, Send, Settle
-from queueprop.scope import Carried, current_scope, is_suppressed
+from queueprop.scope import Carried, current_scope, is_suppressed, span_context_of
 from queueprop.settings import Settings
 from queueprop.spans import Engine
 
@@ -352,7 +352,7 @@ class _Hooks:
         """Celery sends a task for its user."""
         headers = kwargs.get("headers")
         carried = propagation.read(headers)
-        has_span = get_current_span().get_span_context().is_valid
+        has_span = span_context_of(get_current_span()).is_valid
         if _has_celery_s_span(headers) and (has_span or carried.reason is None):
             return wrapped(*args, **(kwargs if carried.reason is None else self._with_current(kwargs)))
         if has_span or carried.reason is not None:
@@ -621,11 +621,11 @@ def _rebound(callback: types.MethodType, consumer: Any) -> Callable[[Any], Any]:
 
 def _defer(producer: Any, send: Send) -> bool:
     """Whether the message waits in a batch (``Producer.batch()``, kombu 5.7), which will end its span."""
-    batch = getattr(getattr(producer, "_batch_local", None), "current", None)
-    session = getattr(batch, "session", None)
-    if session is None or not getattr(session, "_buffered", 0):
-        return False  # no batch, a transport that publishes at once, or flushed because the batch was full
     try:
+        batch = getattr(getattr(producer, "_batch_local", None), "current", None)
+        session = getattr(batch, "session", None)
+        if session is None or not getattr(session, "_buffered", 0):
+            return False  # no batch, a transport that publishes at once, or one that was full and is flushed
         send.detach()
         waiting = getattr(session, "_queueprop", None)
         if waiting is None:
@@ -677,7 +677,7 @@ def _caller(frame: types.FrameType | None) -> str:
     """The module of the code that called a patched function."""
     name = ""
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
+        name = str(frame.f_globals.get("__name__", ""))
         if not name.startswith(_BETWEEN):
             break
         frame = frame.f_back
@@ -705,7 +705,7 @@ def _has_celery_s_span(headers: Any) -> bool:
     instance = getattr(getattr(module, "CeleryInstrumentor", None), "_instance", None)
     if instance is None or not instance.is_instrumented_by_opentelemetry:
         return False
-    return not headers or "id" in headers
+    return not headers or (isinstance(headers, Mapping) and "id" in headers)
 
 
 def _is_control(exchange: Any) -> bool:
@@ -718,7 +718,7 @@ def _is_published_already(headers: Mapping[Any, Any]) -> bool:
     span = get_current_span()
     if getattr(span, "kind", None) is not SpanKind.PRODUCER:
         return False
-    carried, current = propagation.read(headers).span_context, span.get_span_context()
+    carried, current = propagation.read(headers).span_context, span_context_of(span)
     return carried.span_id == current.span_id and carried.trace_id == current.trace_id
 
 
@@ -857,7 +857,11 @@ def _with_headers(
 ) -> tuple[Arguments, Options]:
     """The arguments with the headers that carry the context; as they are where there is none."""
     headers = cast("dict[str, Any]", send.messages[0].headers)
-    if not is_altered(headers, given.get("headers") or {}):
+    try:
+        if not is_altered(headers, given.get("headers") or {}):
+            return args, kwargs
+    except Exception as error:
+        guard.fault("writing the headers of a publish with kombu", error)
         return args, kwargs
     if "headers" in parameters[: len(args)]:
         place = parameters.index("headers")

@@ -37,7 +37,7 @@ from queueprop.handlers import prepared, run_inside
 from queueprop.headers import is_altered
 from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.message import Destination, Message
-from queueprop.operations import Process, ProcessBatch
+from queueprop.operations import Process, ProcessBatch, Send, Settle
 from queueprop.scope import current_scope, is_spoken_for, speaking_for
 from queueprop.settings import Settings
 from queueprop.spans import Engine
@@ -265,23 +265,25 @@ class _Hooks:
             given = Publish(*_publish_arguments(*args, **kwargs))
         except TypeError:
             return wrapped(*args, **kwargs)  # pika says what is wrong with them
-        if self.engine.is_sending(_OWNER) or self._is_left_alone(channel):
-            return wrapped(*args, **kwargs)
-        if is_spoken_for(channel):
-            with speaking_for():  # for the Channel below, too
-                return wrapped(*args, **kwargs)
-        try:
-            message = _message_for(given)
-            send = self.engine.send(_published_to(given, channel), message, owner=_OWNER)
-        except Exception as error:
-            guard.fault("preparing a publish with pika", error)
+        send = self._send(given, channel)
+        if send is None:
             return wrapped(*args, **kwargs)
         with send:
-            if _goes_out(message, given, channel):
-                args, kwargs = calls.replaced(
-                    _PROPERTIES, "properties", message.native.properties, args, kwargs
-                )
+            if isinstance(send, Send) and _goes_out(send.messages[0], given, channel):
+                properties = send.messages[0].native.properties
+                args, kwargs = calls.replaced(_PROPERTIES, "properties", properties, args, kwargs)
             return wrapped(*args, **kwargs)
+
+    def _send(self, given: Publish, channel: Any) -> AbstractContextManager[object] | None:
+        try:
+            if self.engine.is_sending(_OWNER) or self._is_left_alone(channel):
+                return None
+            if is_spoken_for(channel):
+                return speaking_for()  # for the Channel below, too
+            return self.engine.send(_published_to(given, channel), _message_for(given), owner=_OWNER)
+        except Exception as error:
+            guard.fault("preparing a publish with pika", error)
+            return None
 
     # The consumer's side
 
@@ -295,11 +297,13 @@ class _Hooks:
 
     def _register(self, name: str, wrapped: Wrapped, args: Arguments, kwargs: Options) -> Any:
         callback = calls.given(1, name, args, kwargs)
-        if not callable(callback) or str(getattr(callback, "__module__", "")).startswith("pika."):
-            return wrapped(*args, **kwargs)
-        auto_ack = bool(calls.given(2, "auto_ack", args, kwargs))
-        traced = self.callback(callback, calls.given(0, "queue", args, kwargs), None, auto_ack)
-        args, kwargs = calls.replaced(1, name, traced, args, kwargs)
+        try:
+            if callable(callback) and not str(getattr(callback, "__module__", "")).startswith("pika."):
+                auto_ack = bool(calls.given(2, "auto_ack", args, kwargs))
+                traced = self.callback(callback, calls.given(0, "queue", args, kwargs), None, auto_ack)
+                args, kwargs = calls.replaced(1, name, traced, args, kwargs)
+        except Exception as error:
+            guard.fault("wrapping a callback of pika", error)
         return wrapped(*args, **kwargs)
 
     def callback(
@@ -384,7 +388,10 @@ class _Hooks:
             destination = _consumed_from(delivery, queue, channel)
         process = self.engine.process(destination, _message_of(delivery), owner=_OWNER)
         if self.engine.settings.settle_spans:
-            self._await_settlement(delivery, channel, auto_ack, process, pulled)
+            try:
+                self._await_settlement(delivery, channel, auto_ack, process, pulled)
+            except Exception as error:
+                guard.fault("remembering a delivery of pika for its settlement", error)
         return process
 
     def _await_settlement(
@@ -469,26 +476,35 @@ class _Hooks:
 
     def settle(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``basic_ack``, ``basic_nack`` and ``basic_reject``."""
-        if not self.engine.settings.settle_spans:
+        settle = self._settle(wrapped, channel, args, kwargs)
+        if settle is None:
             return wrapped(*args, **kwargs)
+        with settle:
+            return wrapped(*args, **kwargs)
+
+    def _settle(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Settle | None:
+        if not self.engine.settings.settle_spans:
+            return None
         try:
             operation = str(getattr(wrapped, "__name__", "settle")).removeprefix("basic_")
             tag = calls.given(0, "delivery_tag", args, kwargs) or 0
             multiple = operation != "reject" and bool(calls.given(1, "multiple", args, kwargs))
             settled = _waiting.take(channel, tag, multiple) or _in_hand(tag)
+            if not settled:
+                return None  # not one that was handed to the user
+            messages = [one.message for one in settled]
+            return self.engine.settle(settled[-1].destination, messages, operation=operation)
         except Exception as error:
             guard.fault("preparing a settlement with pika", error)
-            settled = []
-        if not settled:
-            return wrapped(*args, **kwargs)  # not one that was handed to the user
-        messages = [one.message for one in settled]
-        with self.engine.settle(settled[-1].destination, messages, operation=operation):
-            return wrapped(*args, **kwargs)
+            return None
 
     def recover(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``basic_recover``: what is unsettled comes again, with other delivery tags."""
         result = wrapped(*args, **kwargs)
-        _waiting.take(channel, 0, multiple=True)
+        try:
+            _waiting.take(channel, 0, multiple=True)
+        except Exception as error:
+            guard.fault("forgetting what pika asked for again", error)
         return result
 
 
@@ -552,8 +568,9 @@ def _has_room(message: Message, given: Publish, channel: Any) -> bool:
     if _fits(message.native.properties, channel):
         return True
     guard.mistake(
-        f"publishing to {given.exchange}:{given.routing_key}",
+        "publishing with pika",
         "the headers leave no room for a trace context in one AMQP frame; the message goes out without it",
+        about=f"to {_name(given.exchange)}:{_name(given.routing_key)}",
     )
     return False
 
@@ -565,7 +582,9 @@ def _fits(properties: BasicProperties, channel: Any) -> bool:
         return True
     try:
         return sum(map(len, properties.encode())) + _FRAME <= limit
-    except Exception:
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
         return True  # pika says what is wrong with them
 
 

@@ -15,6 +15,9 @@ from contextvars import ContextVar
 
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+
+from queueprop import guard
 
 _SCOPE_KEY = create_key("queueprop-scope")
 
@@ -28,6 +31,17 @@ def is_suppressed(context: Context) -> bool:
         if context.get(key):
             return True
     return False
+
+
+def span_context_of(span: object) -> SpanContext:
+    """The context of a span, which may be anybody's; ``INVALID_SPAN_CONTEXT`` where it does not tell. Never raises."""
+    try:
+        context: object = span.get_span_context()  # type: ignore[attr-defined]
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        return INVALID_SPAN_CONTEXT
+    return context if isinstance(context, SpanContext) else INVALID_SPAN_CONTEXT
 
 
 def current_scope(context: Context) -> Scope | None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import fnmatch
 import re
 import threading
-from collections.abc import Collection, Sequence
-from typing import Any, overload
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, overload
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.metrics import MeterProvider, get_meter_provider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
 from opentelemetry.trace import (
-    INVALID_SPAN,
     Link,
     NonRecordingSpan,
+    NoOpTracerProvider,
     Span,
+    SpanContext,
     SpanKind,
     get_current_span,
     get_tracer_provider,
@@ -26,7 +28,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard, headers, no_sdk, propagation, semconv
-from queueprop.message import Destination, Message, Operation
+from queueprop.message import Destination, Message, Operation, Templates, bounded
 from queueprop.metrics import Instruments
 from queueprop.operations import (
     Attributes,
@@ -40,6 +42,7 @@ from queueprop.operations import (
     is_inside_send,
 )
 from queueprop.propagation import SPAN_KEY
+from queueprop.scope import span_context_of
 from queueprop.settings import Hook, Settings
 from queueprop.version import __version__
 
@@ -55,11 +58,15 @@ class Engine:
         self.continues = settings.propagation == "parent"
         self.trusts_all = settings.trust == "all"
         self.excluded = _any_of(settings.exclude)
+        templates: Any = settings.destination_templates
+        self.templates = Templates(templates) if templates else None
         self._details = bool(settings.capture_headers or settings.body_size)
         self.enriches_sends = self._details or settings.publish_hook is not None
         self.enriches_processes = self._details or settings.consume_hook is not None
         self._given_tracer_provider = settings.tracer_provider
         self._given_meter_provider = settings.meter_provider
+        self._get_tracer_provider: Callable[[], Any] = get_tracer_provider
+        self._get_meter_provider: Callable[[], Any] = get_meter_provider
         self._tracer_provider: Any = None
         self._tracer: Any = None
         self._meter_provider: Any = None
@@ -95,17 +102,18 @@ class Engine:
         ``owner`` names the adapter; inside its own publish it makes no second span (a facade above a channel).
         """
         if isinstance(message, Message):
-            return Send(self, destination.operation(semconv.SEND, operation), (message,), owner)
-        return SendBatch(
-            self, destination.operation(semconv.SEND, operation, SpanKind.CLIENT), message, owner, created
-        )
+            return Send(
+                self, destination.operation(semconv.SEND, operation, None, self.templates), (message,), owner
+            )
+        send = destination.operation(semconv.SEND, operation, SpanKind.CLIENT, self.templates)
+        return SendBatch(self, send, message, owner, created)
 
     def create(self, destination: Destination, message: Message) -> Create:
         """The making of a message that a batch takes along later: a PRODUCER span, and its context in the message.
 
         For batches that are filled message by message, before their destination is known; else ``send`` makes it.
         """
-        return Create(self, destination.operation(semconv.CREATE, "create"), message)
+        return Create(self, destination.operation(semconv.CREATE, "create", None, self.templates), message)
 
     @overload
     def process(
@@ -141,7 +149,7 @@ class Engine:
         ``owner`` names the adapter; inside the processing of the same ``message.native`` it makes no second span.
         ``started_at`` (nanoseconds since the epoch) is for a span made after the fact.
         """
-        process = destination.operation(semconv.PROCESS, operation)
+        process = destination.operation(semconv.PROCESS, operation, None, self.templates)
         if isinstance(message, Message):
             return Process(self, process, message, owner, started_at)
         return ProcessBatch(self, process, message, owner, started_at)
@@ -158,7 +166,9 @@ class Engine:
 
         ``started_at`` (nanoseconds since the epoch) is for a span made after the fact.
         """
-        return Receive(self, destination.operation(semconv.RECEIVE, operation), batch, started_at)
+        return Receive(
+            self, destination.operation(semconv.RECEIVE, operation, None, self.templates), batch, started_at
+        )
 
     def settle(
         self, destination: Destination, message: Message | Sequence[Message], *, operation: str = "ack"
@@ -168,7 +178,7 @@ class Engine:
         Of several messages that are settled at once it is the last one's child, and links to the others.
         """
         messages = (message,) if isinstance(message, Message) else message
-        return Settle(self, destination.operation(semconv.SETTLE, operation), messages)
+        return Settle(self, destination.operation(semconv.SETTLE, operation, None, self.templates), messages)
 
     def is_sending(self, owner: str) -> bool:
         """Whether the code at hand runs inside a publish of ``owner``: a facade need not prepare a second one."""
@@ -184,23 +194,41 @@ class Engine:
         links: Sequence[Link] | None = None,
         started_at: int | None = None,
     ) -> Span:
-        provider = self._given_tracer_provider or get_tracer_provider()
-        if provider is not self._tracer_provider:
-            no_sdk.say_if_missing(provider)
-            self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
-            self._tracer_provider = provider
-        span: Span = self._tracer.start_span(
-            operation.span_name, parent, operation.span_kind, attributes, links, started_at
-        )
-        if span is INVALID_SPAN:
-            # No SDK, and an API before 1.31: what came in still goes on.
-            span = NonRecordingSpan(get_current_span(parent).get_span_context())
-        return span
+        """Starts it. Where the SDK has none to give, a span that records nothing hands on what came in."""
+        provider: Any = None
+        try:
+            provider = self._given_tracer_provider or self._get_tracer_provider()
+            if provider is not self._tracer_provider:
+                no_sdk.say_if_missing(provider)
+                self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
+                self._tracer_provider = provider
+            span: Span = self._tracer.start_span(
+                operation.span_name, parent, operation.span_kind, attributes, links, started_at
+            )
+            context = span.get_span_context()
+            if not isinstance(context, SpanContext):
+                raise TypeError(f"the context of a span is {context!r}")
+            if context.is_valid:
+                return span
+        except Exception as error:
+            if provider is None:
+                self._get_tracer_provider = _Later(get_tracer_provider, NoOpTracerProvider())
+            guard.fault("starting a span", error, about=operation.span_name)
+        return NonRecordingSpan(span_context_of(get_current_span(parent)))
 
     def instruments(self) -> Instruments:
-        provider = self._given_meter_provider or get_meter_provider()
-        if provider is not self._meter_provider:
-            self._make_instruments(provider)
+        """Those of the meter provider. Where it cannot make them nothing is measured, until there is another one."""
+        provider: Any = None
+        try:
+            provider = self._given_meter_provider or self._get_meter_provider()
+            if provider is not self._meter_provider:
+                self._make_instruments(provider)
+        except Exception as error:
+            if provider is None:
+                self._get_meter_provider = _Later(get_meter_provider, NoOpMeterProvider())
+            self._instruments = Instruments(NoOpMeterProvider(), __version__)
+            self._meter_provider = provider
+            guard.fault("making the instruments of the metrics", error)
         instruments: Instruments = self._instruments
         return instruments
 
@@ -210,7 +238,7 @@ class Engine:
         """
         has_turn = _making_instruments.acquire(timeout=_LONGEST_TURN)
         try:
-            self._instruments = Instruments(provider, __version__)
+            self._instruments = Instruments(provider, __version__, self.settings.destination_limit)
             self._meter_provider = provider
         finally:
             if has_turn:
@@ -231,6 +259,8 @@ class Engine:
             propagation.write(message.headers, context, self.baggage_allow)
         except TypeError as error:
             guard.mistake("writing the headers of a message", str(error))
+        except Exception as error:
+            guard.fault("writing the headers of a message", error)
 
     def trusts(self, destination: Destination, message: Message) -> bool:
         trust = self.settings.trust
@@ -239,12 +269,12 @@ class Engine:
         try:
             return bool(trust(destination, message))
         except Exception as error:
-            guard.fault("asking Settings(trust=...) about a message, which counts as untrusted now", error)
+            guard.slip("asking Settings(trust=...) about a message, which counts as untrusted then", error)
             return False
 
-    def enrich(self, span: Span, message: Message, hook: Hook | None) -> None:
+    def enrich(self, span: Span, message: Message, hook: HookName) -> None:
         """What only a recorded span is worth: the library's attributes, captured headers, sizes, the hook."""
-        if not span.is_recording():
+        if not self.records(span):
             return
         try:
             if message.describe is not None:
@@ -253,21 +283,50 @@ class Engine:
                 span.set_attributes(_details(message, self.settings))
         except Exception as error:
             guard.fault("describing a message", error)
-        if hook is not None:
-            self.run_hook(hook, span, message)
+        self.run_hook(hook, span, message)
 
-    def run_hook(self, hook: Hook, span: Span, message: Message) -> None:
+    def records(self, span: Span) -> bool:
+        try:
+            return bool(span.is_recording())
+        except Exception as error:
+            guard.fault("asking a span whether it records", error)
+            return False
+
+    def run_hook(self, name: HookName, span: Span, message: Message) -> None:
+        """Calls the hook of this name, where the settings have one."""
+        hook: Hook | None = getattr(self.settings, name)
+        if hook is None:
+            return
         try:
             hook(span, message if message.native is None else message.native)
         except Exception as error:
-            guard.fault("running a hook of Settings", error)
+            guard.slip(f"calling Settings({name}=...)", error)
 
+
+HookName = Literal["publish_hook", "consume_hook"]
 
 _making_instruments = threading.RLock()
 _LONGEST_TURN = 1.0
 """Seconds to wait for whoever makes instruments, which takes less than a millisecond: longer is a thread that a time
 limit interrupted there, or one that a fork left behind, and nobody waits for those.
 """
+
+
+class _Later:
+    """Asks for a global provider in a minute; until then there is another one. (Where a variable names one that cannot
+    be made, OpenTelemetry's API takes milliseconds, and logs a traceback, each time that it is asked.)
+    """
+
+    def __init__(self, ask: Callable[[], Any], until_then: object) -> None:
+        self._ask = ask
+        self._until_then = until_then
+        self._at = time.monotonic() + _PAUSE
+
+    def __call__(self) -> Any:
+        return self._ask() if time.monotonic() >= self._at else self._until_then
+
+
+_PAUSE = 60.0
 
 
 def engine_for(settings: Settings | None = None) -> Engine:
@@ -298,14 +357,18 @@ def _details(message: Message, settings: Settings) -> dict[str, AttributeValue]:
     if settings.capture_headers:
         names = tuple(name.lower() for name in settings.capture_headers)
         for name, found in headers.read_all(message.headers, names).items():
-            texts = [text for text in map(headers.text, found) if text is not None]
+            texts = [text for text in map(headers.text, found[:_MOST_VALUES]) if text is not None]
             if texts:
-                attributes[semconv.HEADER + name] = texts
+                attributes[semconv.HEADER + name] = [bounded(text) for text in texts]
     if settings.body_size:
         size = _body_size(message)
         if size is not None:
             attributes[semconv.MESSAGE_BODY_SIZE] = size
     return attributes
+
+
+_MOST_VALUES = 16
+"""Values of one captured header; of each its first 1,024 characters."""
 
 
 def _body_size(message: Message) -> int | None:
