@@ -38,11 +38,13 @@ import tempfile
 import time
 import types
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast, overload
 
+import wrapt
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span, get_tracer_provider
 
@@ -325,6 +327,7 @@ class _Hooks:
         try:
             return wrapped(*args, **kwargs)
         finally:
+            _kept.release()
             if multiprocessing.parent_process() is not None:
                 flush(self.engine.settings.flush_timeout)
 
@@ -553,13 +556,12 @@ class _Performance:
             guard.fault("describing a job", fault)
         self.process.close(error)
 
-    def end_as_told(self, told: _Told, failure: Exception | None) -> None:
-        """Ends the span for a work horse that left it to its parent."""
+    def note(self, told: _Told) -> None:
+        """What a work horse knew of it that leaves the span to its parent."""
         if told.function:
             self.process.span.set_attribute(_FUNCTION, told.function)
         if told.error_type:
             self.process.fail(told.error_type, told.error_text)
-        self.end(failure)
 
 
 _NOTHING = object()
@@ -622,12 +624,19 @@ class _Horse:
             _circuit.note(told.answered, performance.engine.settings.flush_timeout)
         if self._has_ended(told):
             performance.process.detach()
-            return
+        else:
+            self._end(told, failure)
+        if not _circuit.is_open:
+            _kept.release()
+
+    def _end(self, told: _Told | None, failure: Exception | None) -> None:
+        performance = self.performance
         performance.begin()
+        if _circuit.is_open:
+            _kept.withhold(performance)
         if told is not None:
-            performance.end_as_told(told, failure)
-            return
-        if failure is None and (self._status != 0 or not self.spawned):
+            performance.note(told)
+        elif failure is None and (self._status != 0 or not self.spawned):
             performance.process.fail(*self._cause())
         performance.end(failure)
 
@@ -664,7 +673,7 @@ def _end_in_horse(performance: _Performance, failure: BaseException | None) -> N
         performance.end(failure)
         _tell(line, performance, failure, True, _hand_over(timeout, patience))
     else:
-        # It would get no further than this process. The parent has it as well, and all the time to send it.
+        # It would get no further than this process. The parent has it as well, and can keep it.
         performance.process.detach()
         _tell(line, performance, failure, False, None)
 
@@ -716,6 +725,11 @@ class _Circuit:
         self._memory = mmap.mmap(-1, _CIRCUIT.size)
 
     @property
+    def is_open(self) -> bool:
+        """Whether nobody has been answered since one has waited in vain."""
+        return bool(_CIRCUIT.unpack(self.state)[0] > 0)
+
+    @property
     def state(self) -> bytes:
         """All that it knows; for a process that does not share its memory."""
         return self._memory[:]
@@ -751,6 +765,68 @@ _PAUSE = 100
 """So many times as long as the try that follows it is a pause: the tries cost a hundredth of a worker's time."""
 
 _circuit = _Circuit()
+
+
+class _Kept:
+    """The spans of jobs that a worker keeps until somebody takes them: the last ones, when it is too long.
+
+    Handed to the SDK they would be lost. Its exporter drops a batch after some seconds of trying, and every work horse
+    would empty its copy of the SDK's queue when it is forked, which takes the longer the more there is.
+    """
+
+    def __init__(self) -> None:
+        self._spans: deque[_Withheld] = deque(maxlen=_MOST_KEPT)
+
+    def withhold(self, performance: _Performance) -> None:
+        """Puts off that the end of its span is told to the SDK; the end itself is when it is."""
+        process = performance.process
+        if not process.span.is_recording():
+            return
+        guard.mistake(
+            "handing over the spans of jobs", _NOBODY_TAKES_THEM % performance.engine.settings.flush_timeout
+        )
+        withheld: Any = _Withheld(process.span)
+        process.span = withheld
+        self._spans.append(withheld)
+
+    def release(self) -> None:
+        """Tells the SDK of them. Those that a forked child has inherited are its parent's."""
+        while self._spans:
+            span = self._spans.popleft()
+            try:
+                span._self_release()
+            except Exception as error:
+                guard.fault("ending the span of a job", error)
+
+
+_Proxy: Any = wrapt.ObjectProxy
+
+
+class _Withheld(_Proxy):  # type: ignore[misc]
+    """A span that ends later than it says."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span)
+        self._self_pid = os.getpid()
+        self._self_ended_at: int | None = None
+
+    def end(self, end_time: int | None = None) -> None:
+        self._self_ended_at = time.time_ns() if end_time is None else end_time
+
+    def _self_release(self) -> None:
+        if self._self_pid == os.getpid():
+            self.__wrapped__.end(self._self_ended_at)
+
+
+_MOST_KEPT = 2048
+"""As many as the SDK's queue takes by default."""
+
+_NOBODY_TAKES_THEM = (
+    "nobody took them within %g s (is the Collector there?); jobs do not wait for that any more. Until somebody takes "
+    f"them, what is recorded inside of jobs is lost, and the jobs' own spans are kept, the last {_MOST_KEPT} of them"
+)
+
+_kept = _Kept()
 
 
 # What a work horse tells its parent

@@ -101,6 +101,8 @@ def circuit(monkeypatch: pytest.MonkeyPatch) -> adapter._Circuit:
     """One that has seen nothing yet."""
     made = adapter._Circuit()
     monkeypatch.setattr(adapter, "_circuit", made)
+    monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+    monkeypatch.setattr(guard, "_logged", {})
     return made
 
 
@@ -959,7 +961,7 @@ class TestWorkHorses:
         tmp_path: Path,
         error: BaseException | None,
     ) -> None:
-        """The horse neither flushes nor ends its span; the parent ends it with the outcome, and what the job was."""
+        """The horse neither flushes nor ends its span; the parent does, with the outcome, and keeps it for a while."""
         flushed = tmp_path / "flushed"
         monkeypatch.setattr(adapter, "flush", lambda timeout: flushed.touch())
         circuit.note(False, 2.0)
@@ -969,7 +971,12 @@ class TestWorkHorses:
                 hooks.handle_exception(lambda *args: None, None, (job, type(error), error, None), {})
 
         self.execute(hooks, self.perform(hooks, perform))
+        ended_by = time.time_ns()
+        assert len(captured_spans) == 0
+        hooks.work(lambda: None, None, (), {})
         [span] = captured_spans
+        assert span.end_time is not None
+        assert span.end_time < ended_by
         assert attributes(span).get("error.type") == (type(error).__name__ if error else None)
         assert span.status.description == (str(error) if error else None)
         assert attributes(span)["code.function.name"] == f"{work.__module__}.work"
@@ -1297,6 +1304,113 @@ class TestSpawnedHorses:
         monkeypatch.setattr(guard, "raise_faults", False)
         monkeypatch.setattr(adapter, "_parent_line", None)
         adapter._join_parent(10**6, 0, 0, bytes(16), "all", False, {})
+
+
+class TestKeptSpans:
+    """What a worker keeps while nobody takes it."""
+
+    def leave(self, hooks: adapter._Hooks, *, answered: bool | None = None) -> None:
+        """A horse that has left its span to its parent, or not."""
+
+        def as_rq_does(job: Job, queue: Queue) -> None:
+            horse = adapter._watched.get()
+            assert horse is not None
+            horse.line.tell(adapter._Told(bool(answered), answered, "tasks.work", "", ""))
+            hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
+
+        hooks.execute_job(as_rq_does, Worker.__new__(Worker), (delivered(), make_queue()), {})
+
+    def test_the_first_answer_releases_them(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """In their order, each with the end that it had."""
+        circuit.note(False, 2.0)
+        for _ in range(3):
+            self.leave(hooks)
+        assert len(captured_spans) == 0
+        circuit.note(True, 2.0)
+        released_at = time.time_ns()
+        self.leave(hooks, answered=True)
+        ends = [span.end_time or 0 for span in captured_spans]
+        assert len(ends) == 3
+        assert ends == sorted(ends)
+        assert ends[-1] < released_at
+
+    def test_a_killed_one_s_is_kept_as_well(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """Whatever the parent ends."""
+        circuit.note(False, 2.0)
+        hooks.execute_job(lambda *args: None, Worker.__new__(Worker), (delivered(), make_queue()), {})
+        assert len(captured_spans) == 0
+        hooks.work(lambda: None, None, (), {})
+        assert [attributes(span)["error.type"] for span in captured_spans] == ["work_horse_killed"]
+
+    def test_they_are_bounded(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        circuit: adapter._Circuit,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The last ones are."""
+        monkeypatch.setattr(adapter, "_MOST_KEPT", 5)
+        monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+        circuit.note(False, 2.0)
+        for _ in range(8):
+            self.leave(hooks)
+        hooks.work(lambda: None, None, (), {})
+        assert len(captured_spans) == 5
+
+    def test_a_forked_child_leaves_them_to_its_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """A worker within a job has inherited them."""
+        circuit.note(False, 2.0)
+        self.leave(hooks)
+        pid = os.fork()
+        if pid == 0:
+            hooks.work(lambda: None, None, (), {})
+            os._exit(len(captured_spans))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        hooks.work(lambda: None, None, (), {})
+        assert len(captured_spans) == 1
+
+    def test_the_user_is_told_once(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        circuit: adapter._Circuit,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """One line, by the parent, of what is waited for, lost and kept."""
+        circuit.note(False, 2.0)
+        for _ in range(3):
+            self.leave(hooks)
+        [record] = caplog.records
+        assert "nobody took them within 2 s (is the Collector there?)" in record.getMessage()
+
+    def test_without_an_sdk_nothing_is_kept(
+        self, hooks: adapter._Hooks, circuit: adapter._Circuit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor said."""
+        circuit.note(False, 2.0)
+        self.leave(hooks)
+        assert len(adapter._kept._spans) == 0
+        assert caplog.records == []
+
+    def test_a_span_whose_end_raises_stops_no_worker(
+        self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next one is released."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        ended: list[int | None] = []
+        for end in (MagicMock(side_effect=RuntimeError("the SDK's")), ended.append):
+            withheld: Any = adapter._Withheld(SimpleNamespace(end=end))  # type: ignore[arg-type]
+            withheld.end(17)
+            adapter._kept._spans.append(withheld)
+        hooks.work(lambda: None, None, (), {})
+        assert ended == [17]
 
 
 class TestCircuit:
