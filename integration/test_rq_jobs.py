@@ -688,9 +688,10 @@ def test_whatever_a_job_raises_its_worker_goes_on(
     next_one = instrumented.enqueue(tasks.work, "next")
     instrumented.work(worker, sdk=sdk)
     assert (failed.get_status(), next_one.get_status()) == ("failed", "finished")
-    if sdk:
-        assert [span.status for span in instrumented.consumers] == ["ERROR", "UNSET"]
-        assert instrumented.consumers[0].description[:1000] == _TEXTS[text][:1000]  # type: ignore[index]
+    if not sdk:
+        return
+    assert [span.status for span in instrumented.consumers] == ["ERROR", "UNSET"]
+    assert instrumented.consumers[0].description[:1000] == _TEXTS[text][:1000]  # type: ignore[index]
     instrumented.assert_one_trace()
 
 
