@@ -43,7 +43,7 @@ from types import FrameType
 from typing import Any, Generic, Literal, TypeVar
 
 from queueprop import guard
-from queueprop.flush import Task, last_in_vain, wait_until
+from queueprop.flush import Task, last_in_vain, make_hub, wait_until
 from queueprop.sigterm import stand_in_for_default
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -122,6 +122,7 @@ class HandOver:
             return
         self._terminated = True
         self._begin(time.monotonic())
+        make_hub()
         ends_already = self._reached or _past_the_program(frame)
         self._sigterm.put("end now" if ends_already else "end in order")
         if not ends_already:

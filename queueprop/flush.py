@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import mmap
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from opentelemetry import metrics, trace
 
@@ -43,6 +45,7 @@ def flush(timeout: float | None = None) -> bool:
     began = time.monotonic()
     answers: list[bool] = []
     try:
+        make_hub()
         for provider, run in (
             (trace.get_tracer_provider, run_for_spans),
             (metrics.get_meter_provider, beside),
@@ -86,6 +89,23 @@ def wait_until(is_done: Callable[[], bool], deadline: float) -> bool:
         time.sleep(min(pause, left))
         pause = min(pause * 1.2, 0.02)
     return True
+
+
+def make_hub() -> None:
+    """Makes the hub that this thread waits in under gevent. To be called before another thread has work that may wait.
+
+    Where gevent has patched late, native threads wait in hubs, each in its own. The first of all imports modules; who
+    imports what another thread is importing waits for it; and that wait wants a hub. So two first ones at a time end
+    in RecursionError.
+    """
+    if getattr(time.sleep, "__module__", None) == "gevent.hub":
+        gevent: Any = sys.modules["gevent"]
+        try:
+            gevent.get_hub()
+        except Exception as error:
+            if guard.is_not_ours(error):
+                raise
+            guard.log(logging.DEBUG, "gevent's hub: %s", error)  # whoever waits then has it raised
 
 
 class LastInVain:

@@ -401,6 +401,19 @@ class TestGreenlets:
         assert status == 143
         assert collector.names == {"done": 1}
 
+    @pytest.mark.parametrize("order", ["late", "exported"])
+    def test_first_hubs_are_not_made_at_a_time(self, collector: Collector, order: str) -> None:
+        """Where threads are native, a flush makes gevent's hub before it lets another thread export."""
+        status, out, err = ended(self.start(collector, "gevent", order, "first_hubs"))
+        assert (status, out) == (0, "flushed True\n"), err
+        assert collector.names - Counter(first=1) == {"flushed": 1}
+
+    def test_sigterm_while_the_first_hub_is_made(self, collector: Collector) -> None:
+        """What waits at the end finds a hub, although the exit is raised where the program was making one."""
+        process = self.start(collector, "gevent", "late", "sigterm_in_first_hub")
+        assert ended(process)[:2] == (143, "ready\n")
+        assert collector.names == {"done": 1}
+
     @pytest.mark.parametrize("order", ["early", "between", "late"])
     def test_a_dead_collector(self, collector: Collector, order: str) -> None:
         """A flush has its bound, and others run meanwhile; so has the end."""
