@@ -77,7 +77,7 @@ class SlowImport:
 def first_hubs() -> None:
     """Nobody has waited yet when a flush and the thread that exports do, and the first hub takes a while."""
     sys.modules.pop("pprint", None)
-    sys.meta_path.insert(0, SlowImport())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, SlowImport())
     span("flushed")
     print("flushed", flush(20), flush=True)
 
