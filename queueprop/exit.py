@@ -22,7 +22,8 @@ gone one second later at the latest, whatever its own code does meanwhile. Of fo
 half a minute the others try briefly.
 
 With gevent and eventlet, patched in whichever order, what has to run beside the main thread is a greenlet: where the
-program neither waits nor ends after SIGTERM, it gets no turn.
+program neither waits nor ends after SIGTERM, it gets no turn. OpenTelemetry's SDK before 1.34 cannot be flushed where
+eventlet was patched after it was set up: its own thread wakes no greenlet of another.
 """
 
 from __future__ import annotations
@@ -120,6 +121,9 @@ class HandOver:
             return
         if self._terminated:
             return
+        if _makes_hub(frame):
+            self._sigterm.put("again")
+            return
         self._terminated = True
         self._begin(time.monotonic())
         make_hub()
@@ -195,6 +199,10 @@ class HandOver:
             last_in_vain.note(now)
         return not self._given_up
 
+    def _flush_early(self) -> None:
+        if not self._handed_over:
+            self._attempt(self._flush)
+
     def _finish(self) -> None:
         if self._handed_over:
             return
@@ -223,7 +231,7 @@ class HandOver:
 
     def _end(self, in_order: bool) -> None:
         if in_order:
-            self.run(lambda: self._attempt(self._flush))  # meanwhile: little is left for the end then
+            self.run(self._flush_early)  # meanwhile: little is left for the end then
             in_order = wait_until(lambda: self._reached, self._deadline)
         if not self._hand_over() and not self._reached:
             # Beside: whoever has not ended may stand in a log handler, and holds its lock.
@@ -316,6 +324,11 @@ def _raise_in_main(error: BaseException) -> None:
     raise error
 
 
+def _makes_hub(frame: FrameType | None) -> bool:
+    """Whether the main thread is making gevent's hub: whoever ends there leaves half of it, and half an import."""
+    return any(_place(it) == ("gevent.hub", "__init__") for it in _and_callers(frame))
+
+
 def _past_the_program(frame: FrameType | None) -> bool:
     """Whether the main thread has left the program: there SystemExit does no good."""
     if not threading.main_thread().is_alive():
@@ -343,7 +356,11 @@ def _is_last_step(frame: FrameType) -> bool:
     """Python's own last steps, which a SystemExit would cut short before the exit hooks: joining threads, and running
     the finalizers of a multiprocessing child (a pool terminates workers that are just ending).
     """
-    module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    module, function = _place(frame)
     if function == "_shutdown":
         return module == "threading" or module.startswith("gevent.monkey")
     return (module, function) == ("multiprocessing.util", "_exit_function")
+
+
+def _place(frame: FrameType) -> tuple[str, str]:
+    return str(frame.f_globals.get("__name__")), frame.f_code.co_name
