@@ -147,6 +147,8 @@ class HandOver:
         # block has a bound only in a thread of its own.
         _daemon(self._work)
         _daemon(self._insist)
+        # Theirs: a native thread that waits in a greenlet's hub crashes an interpreter that ends.
+        self._sleep = time.sleep
 
     def _before_fork(self) -> None:
         self._forking = True
@@ -183,7 +185,7 @@ class HandOver:
     def _last_moment(self) -> float:
         return self._deadline + min(_LAST_SECOND, self._timeout)
 
-    def _hand_over(self) -> bool:
+    def _hand_over(self, sleep: Callable[[float], object] | None = None) -> bool:
         if self._given_up:
             return False
         now = time.monotonic()
@@ -192,7 +194,7 @@ class HandOver:
         if self._is_child and last_in_vain.began(_TRY_AGAIN, now):
             self._is_brief, deadline = True, min(deadline, now + _BRIEFLY)
         self.run(self._finish)
-        self._given_up = not wait_until(lambda: self._handed_over, deadline)
+        self._given_up = not wait_until(lambda: self._handed_over, deadline, sleep)
         if not self._given_up:
             last_in_vain.clear()
         elif not self._is_brief:
@@ -232,16 +234,16 @@ class HandOver:
     def _end(self, in_order: bool) -> None:
         if in_order:
             self.run(self._flush_early)  # meanwhile: little is left for the end then
-            in_order = wait_until(lambda: self._reached, self._deadline)
-        if not self._hand_over() and not self._reached:
+            in_order = wait_until(lambda: self._reached, self._deadline, self._sleep)
+        if not self._hand_over(self._sleep) and not self._reached:
             # Beside: whoever has not ended may stand in a log handler, and holds its lock.
             with suppress(RuntimeError):
                 told = threading.Thread(target=self._tell, name="queueprop-exit", daemon=True)
                 told.start()
-                wait_until(lambda: self._told, self._last_moment)
+                wait_until(lambda: self._told, self._last_moment, self._sleep)
         if in_order:
             # For the exit hooks of others; usually the process is gone by then.
-            time.sleep(max(0.0, self._last_moment - time.monotonic()))
+            self._sleep(max(0.0, self._last_moment - time.monotonic()))
 
     def _tell(self) -> None:
         if self._told:

@@ -75,8 +75,12 @@ or eventlet's patching or after: who has set up the provider may know a thread o
 """
 
 
-def wait_until(is_done: Callable[[], bool], deadline: float) -> bool:
+def wait_until(
+    is_done: Callable[[], bool], deadline: float, sleep: Callable[[float], object] | None = None
+) -> bool:
     """Waits until that is so, at the latest to the deadline (``time.monotonic()``). Returns whether it is.
+
+    ``sleep`` is ``time.sleep`` as it is now; another one for a thread that is older than gevent's patching.
 
     It looks again and again: what is waited for may happen in a native thread and be waited for in a greenlet, and no
     primitive wakes the one from the other in every library and order of patching. It is late by a fifth at most.
@@ -86,7 +90,7 @@ def wait_until(is_done: Callable[[], bool], deadline: float) -> bool:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        time.sleep(min(pause, left))
+        (sleep or time.sleep)(min(pause, left))
         pause = min(pause * 1.2, 0.02)
     return True
 
