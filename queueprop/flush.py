@@ -102,7 +102,7 @@ def make_hub() -> None:
     imports what another thread is importing waits for it; and that wait wants a hub. So two first ones at a time end
     in RecursionError.
     """
-    if getattr(time.sleep, "__module__", None) == "gevent.hub":
+    if waits_in_gevent():
         gevent: Any = sys.modules["gevent"]
         try:
             gevent.get_hub()
@@ -110,6 +110,11 @@ def make_hub() -> None:
             if guard.is_not_ours(error):
                 raise
             guard.log(logging.DEBUG, "gevent's hub: %s", error)  # whoever waits then has it raised
+
+
+def waits_in_gevent() -> bool:
+    """Whether gevent has patched."""
+    return getattr(time.sleep, "__module__", None) == "gevent.hub"
 
 
 class LastInVain:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -204,6 +206,7 @@ class _ProcessExporter(SpanExporter):
         if self._pid != os.getpid():
             self._exporter = self._make()
             self._pid = os.getpid()
+        _look_up_without_threads()
         result = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
@@ -217,6 +220,25 @@ class _ProcessExporter(SpanExporter):
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._pid != os.getpid() or self._exporter.force_flush(timeout_millis) is not False
+
+
+def _look_up_without_threads() -> None:
+    """Where no thread can be started any more: gevent looks up the Collector's address in one of its own.
+
+    From Python 3.12 on that is so as soon as the interpreter is ending, which is when the last spans are exported.
+    """
+    if not flushing.waits_in_gevent():
+        return
+    try:
+        monkey, hub = import_module("gevent.monkey"), import_module("gevent").get_hub()
+        try:
+            monkey.get_original("_thread", "start_new_thread")(int, ())
+        except RuntimeError:
+            hub.resolver = import_module("gevent.resolver.blocking").Resolver(hub)
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        guard.log(logging.DEBUG, "gevent's resolver: %s", error)  # the export may do without
 
 
 class _BatchProcessor(BatchSpanProcessor):

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -422,6 +423,62 @@ def test_a_child_has_an_exporter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     exporter.force_flush()
     exporter.shutdown()
     assert [recording.calls for recording in made] == [[], ["export", "export", "force_flush", "shutdown"]]
+
+
+class TestResolver:
+    """Where gevent has patched, an ending interpreter that starts no thread still finds the Collector."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """Of a gevent whose threads can be started."""
+        hub = SimpleNamespace(resolver="in threads")
+        monkeypatch.setattr(flushing, "waits_in_gevent", lambda: True)
+        self.module(monkeypatch, "gevent", get_hub=lambda: hub)
+        self.module(monkeypatch, "gevent.resolver.blocking", Resolver=lambda hub: "blocking")
+        self.threads(monkeypatch, None)
+        return hub
+
+    def module(self, monkeypatch: pytest.MonkeyPatch, name: str, **content: object) -> None:
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def threads(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+        def start_new_thread(function: object, arguments: object) -> None:
+            if error is not None:
+                raise error
+
+        self.module(monkeypatch, "gevent.monkey", get_original=lambda module, name: start_new_thread)
+
+    def export(self) -> None:
+        exporter = InMemorySpanExporter()
+        assert sdk._ProcessExporter(lambda: exporter).export([]) is SpanExportResult.SUCCESS
+
+    def test_while_threads_can_be_started(self, hub: SimpleNamespace) -> None:
+        """Its own resolver goes on, which lets others run."""
+        self.export()
+        assert hub.resolver == "in threads"
+
+    def test_when_they_cannot(self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The one that blocks, rather than none."""
+        self.threads(monkeypatch, RuntimeError("can't create new thread at interpreter shutdown"))
+        self.export()
+        assert hub.resolver == "blocking"
+
+    def test_a_gevent_that_is_not_as_we_know_it(
+        self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The spans are exported all the same."""
+        self.threads(monkeypatch, TypeError("on purpose"))
+        self.export()
+        assert hub.resolver == "in threads"
+
+    def test_a_time_limit_goes_through(self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that a signal handler raises, in whatever greenlet."""
+        self.threads(monkeypatch, TimeoutError("of the program's"))
+        monkeypatch.setattr(guard, "_not_ours", (TimeoutError,))
+        with pytest.raises(TimeoutError):
+            self.export()
 
 
 def test_ids_do_not_depend_on_the_random_module() -> None:
