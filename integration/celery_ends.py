@@ -30,6 +30,7 @@ def make(broker: str, folder: Path) -> Celery:
         task_default_queue=folder.name,
         worker_max_tasks_per_child=int(os.environ.get(TASKS_PER_CHILD, "0")) or None,
         worker_prefetch_multiplier=1,
+        worker_proc_alive_timeout=60.0,  # a spawned child imports all of this first, which a busy machine does slowly
         broker_connection_retry_on_startup=True,
     )
     if broker.startswith("filesystem"):

@@ -23,7 +23,8 @@ half a minute the others try briefly.
 
 With gevent and eventlet, patched in whichever order, what has to run beside the main thread is a greenlet: where the
 program neither waits nor ends after SIGTERM, it gets no turn. OpenTelemetry's SDK before 1.34 cannot be flushed where
-eventlet was patched after it was set up: its own thread wakes no greenlet of another.
+eventlet was patched after it was set up: its own thread wakes no greenlet of another. From Python 3.12 on, under
+gevent, the lookup of the Collector's name blocks at the end, and has no bound of ours.
 """
 
 from __future__ import annotations
