@@ -523,10 +523,13 @@ class InProcess(NamedTuple):
         self.clock.at(seconds, self.answer)
 
     def insist(self) -> None:
-        """Runs the thread that SIGTERM wakes, to its end."""
+        """Runs the thread that SIGTERM wakes, to its end, and the one that it starts to say something."""
+        before = threading.enumerate()
         with pytest.raises(Exited) as ended:
             self.hand_over._insist()
         assert ended.value.args == (143,)
+        for started in set(threading.enumerate()).difference(before):
+            started.join()
 
     def terminate(self) -> None:
         with pytest.raises(SystemExit) as raised:
