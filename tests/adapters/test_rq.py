@@ -1440,7 +1440,7 @@ class TestCircuit:
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
         self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One whole wait; then shorter ones, each after a pause of a hundred times as long: 1 % of the time."""
+        """One whole wait; then shorter ones, each after a pause of two hundred times as long: half a percent of the time."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
         began = clock[0]
         for _ in range(40_000):  # 20 jobs a second
@@ -1457,7 +1457,7 @@ class TestCircuit:
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is False
         waited = self.collector(monkeypatch, clock, answers=True, after=0.02)
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
-        clock[0] += 12.6
+        clock[0] += 25.1
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
         assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
         assert circuit.patience(2.0) == 2.0
@@ -1515,7 +1515,7 @@ class TestCircuit:
             circuit.state = state
             _, until = struct.unpack("=dd", state)
             assert 0 <= circuit.patience(2.0) <= 2.0
-            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 100
+            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 200
             circuit.note(False, 2.0)
             wait, until = struct.unpack("=dd", circuit.state)
             assert 0 < wait <= 2.0
