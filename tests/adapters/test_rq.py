@@ -1440,14 +1440,14 @@ class TestCircuit:
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
         self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One whole wait; then shorter ones, each after a pause of two hundred times as long: half a percent of the time."""
+        """One whole wait; then shorter ones, each after a pause of two hundred times as long: half a percent."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
         began = clock[0]
         for _ in range(40_000):  # 20 jobs a second
             adapter._hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
-        assert sum(waited[1:]) / (clock[0] - began) < 0.01
+        assert sum(waited[1:]) / (clock[0] - began) < 0.005
 
     def test_one_that_is_back_is_waited_for_again(
         self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
@@ -1470,7 +1470,7 @@ class TestCircuit:
         self.collector(monkeypatch, clock, answers=False, after=10)
         adapter._hand_over(2.0, circuit.patience(2.0))
         waited = self.collector(monkeypatch, clock, answers=True, after=0.4)
-        for _ in range(2000):
+        for _ in range(4000):
             adapter._hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:3] == [0.125, 0.25, 0.4]
@@ -1519,7 +1519,7 @@ class TestCircuit:
             circuit.note(False, 2.0)
             wait, until = struct.unpack("=dd", circuit.state)
             assert 0 < wait <= 2.0
-            assert until - time.monotonic() <= 100
+            assert until - time.monotonic() <= 200
             circuit.state = state
             circuit.note(True, 2.0)
             assert circuit.patience(2.0) == 2.0
