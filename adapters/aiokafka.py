@@ -37,16 +37,19 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, headers, propagation, semconv
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.calls import Arguments, Hook, Options, Wrapped
-from queueprop.handlers import prepared, run_inside
-from queueprop.iteration import AsyncMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Create, Process, ProcessBatch, Send
-from queueprop.scope import current_scope
+from queueprop import guard
+from queueprop.engine import semconv
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Create, Process, ProcessBatch, Send
+from queueprop.engine.scope import current_scope
+from queueprop.kit import calls
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.handlers import prepared, run_inside
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.iteration import AsyncMessages, Messages, iterate_inside
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.wire import headers, propagation
 
 try:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition

@@ -33,15 +33,16 @@ from typing import Any, cast
 
 from opentelemetry.context import attach, get_current
 
-from queueprop import calls, guard
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.calls import Arguments, Hook, Options, Wrapped
-from queueprop.flush import flush
-from queueprop.message import Destination, Message
-from queueprop.operations import Send
-from queueprop.scope import speaking_for
+from queueprop import guard
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Send
+from queueprop.engine.scope import speaking_for
+from queueprop.kit import calls
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.process.flush import flush
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
 
 try:
     import dramatiq

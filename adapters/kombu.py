@@ -32,18 +32,20 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind, get_current_span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, propagation, rabbitmq
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.calls import Arguments, Options, Wrapped
-from queueprop.handlers import Scoped, prepared, run_inside
-from queueprop.headers import is_altered
-from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
-from queueprop.message import Destination
-from queueprop.message import Message as _CoreMessage
-from queueprop.operations import Process, ProcessBatch, Send, Settle
-from queueprop.scope import Carried, current_scope, is_suppressed
+from queueprop import guard
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.message import Destination
+from queueprop.engine.message import Message as _CoreMessage
+from queueprop.engine.operations import Process, ProcessBatch, Send, Settle
+from queueprop.engine.scope import Carried, current_scope, is_suppressed
+from queueprop.kit import calls, rabbitmq
+from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit.handlers import Scoped, prepared, run_inside
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.wire import propagation
+from queueprop.wire.headers import is_altered
 
 try:
     from kombu import common

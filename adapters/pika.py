@@ -30,17 +30,18 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, rabbitmq
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.calls import Arguments, Options, Wrapped
-from queueprop.handlers import prepared, run_inside
-from queueprop.headers import is_altered
-from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Process, ProcessBatch
-from queueprop.scope import current_scope, is_spoken_for, speaking_for
+from queueprop import guard
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Process, ProcessBatch
+from queueprop.engine.scope import current_scope, is_spoken_for, speaking_for
+from queueprop.kit import calls, rabbitmq
+from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit.handlers import prepared, run_inside
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.iteration import GeneratorMessages, Messages, iterate_inside
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.wire.headers import is_altered
 
 try:
     from pika import BasicProperties

@@ -41,16 +41,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overl
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span
 
-from queueprop import calls, guard, propagation
-from queueprop.adapter import Adapter, Patch, Rivals, missing_extra
-from queueprop.calls import Arguments, Hook, Options, Wrapped
-from queueprop.flush import flush
-from queueprop.handlers import run_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Send, error_type_of
-from queueprop.scope import Carried
+from queueprop import guard
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Send, error_type_of
+from queueprop.engine.scope import Carried
+from queueprop.kit import calls
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.handlers import run_inside
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.process.flush import flush
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
+from queueprop.wire import propagation
 
 try:
     from rq import Queue, SimpleWorker, Worker, get_current_job

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import Link, NoOpTracerProvider, SpanKind
 
 import queueprop
-from queueprop import semconv
+from queueprop.engine import semconv
 
 CALLS = 200  # a sample; short, so that candidates alternate often
 

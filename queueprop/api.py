@@ -10,12 +10,12 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import Span
 
 from queueprop import guard
-from queueprop.handlers import run_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Receive
-from queueprop.scope import Carried
+from queueprop.engine.engine import engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Receive
+from queueprop.engine.scope import Carried
+from queueprop.kit.handlers import run_inside
 from queueprop.settings import Settings
-from queueprop.spans import engine_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -13,7 +13,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, TracerProvider
 
 if TYPE_CHECKING:
-    from queueprop.message import Destination, Message
+    from queueprop.engine.message import Destination, Message
 
 _logger = logging.getLogger("queueprop")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from opentelemetry import metrics, trace
 
-from queueprop.flush import flush
+from queueprop.process.flush import flush
 
 A_HANG = 60  # seconds
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from integration.contract.actions import Handler
 from queueprop import Settings
-from queueprop.adapter import Adapter
+from queueprop.kit.instrumentor import Adapter
 
 Api = Literal["explicit", "instrumentor"]
 

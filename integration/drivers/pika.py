@@ -36,8 +36,9 @@ from integration.contract.driver import (
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from integration.drivers.pika_loop import Loop
-from queueprop import Destination, rabbitmq
+from queueprop import Destination
 from queueprop.adapters import pika as adapter
+from queueprop.kit import rabbitmq
 
 _FRAME_MAX = 131_072
 

@@ -40,8 +40,8 @@ from opentelemetry.trace import (
 )
 
 from queueprop import Destination, Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import aiokafka as adapter
+from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C

@@ -48,13 +48,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
 
 from queueprop import Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
-from queueprop.flush import flush
-from queueprop.iteration import GeneratorMessages
-from queueprop.scope import is_spoken_for, speaking_for
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
+from queueprop.engine.scope import is_spoken_for, speaking_for
+from queueprop.kit.instrumentor import MissingExtra
+from queueprop.kit.iteration import GeneratorMessages
+from queueprop.process.flush import flush
 from queueprop.testing import CapturedSpans, assert_no_orphans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C

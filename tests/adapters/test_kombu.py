@@ -33,7 +33,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span, get_trac
 import queueprop
 from queueprop import Destination, Settings
 from queueprop.adapters import kombu as adapter
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 from queueprop.testing import CapturedSpans
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -423,7 +423,7 @@ class TestHousekeeping:
     ) -> None:
         """Whatever breaks there, Celery publishes."""
         monkeypatch.setattr("queueprop.guard.raise_faults", False)
-        monkeypatch.setattr("queueprop.spans.Engine.write", lambda *_: 1 / 0)
+        monkeypatch.setattr("queueprop.engine.engine.Engine.write", lambda *_: 1 / 0)
         with get_tracer("celery's").start_as_current_span("apply_async", kind=SpanKind.PRODUCER):
             run_as("celery.app.amqp", publish, queue)
         assert pull(queue).headers == {}

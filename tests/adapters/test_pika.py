@@ -23,9 +23,9 @@ from pika.exceptions import ChannelWrongStateError
 from pika.spec import Basic
 
 from queueprop import Destination, Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import pika as adapter
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
+from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C

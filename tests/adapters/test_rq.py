@@ -32,7 +32,7 @@ from rq.timeouts import JobTimeoutException
 import queueprop
 from queueprop import Settings, guard
 from queueprop.adapters import rq as adapter
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 from queueprop.testing import CapturedSpans
 
 Group: Any = getattr(sys.modules.get("rq.group"), "Group", None)

@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 
 from queueprop.cli.demo import receiver as module
 from queueprop.cli.demo.receiver import Forward, Receiver, records_of
-from queueprop.tree import Reference
+from queueprop.testing.tree import Reference
 
 REMOTE = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1))
 

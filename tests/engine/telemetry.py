@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, SpanContext, get_current_span
 
 from queueprop import Destination, Settings
-from queueprop.propagation import SPAN_KEY
-from queueprop.spans import Engine, engine_for
+from queueprop.engine.engine import Engine, engine_for
 from queueprop.testing import CapturedSpans
+from queueprop.wire.propagation import SPAN_KEY
 
 ORDERS = Destination(system="my-queue", name="orders")
 

@@ -15,9 +15,10 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.trace import Span
 
 import queueprop
-from queueprop import Message, Settings, adapter
-from queueprop.adapter import Adapter, MissingExtra, Patch, Rivals, missing_extra
-from queueprop.spans import Engine, engine_for
+from queueprop import Message, Settings
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.kit import instrumentor as adapter
+from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rivals, missing_extra
 
 from .telemetry import ORDERS, Telemetry
 

@@ -27,9 +27,9 @@ from queueprop import (
     receive_span,
     send_span,
     settle_span,
-    spans,
     traced_consumer,
 )
+from queueprop.engine import engine as spans
 from queueprop.testing import assert_no_orphans
 
 from .telemetry import (

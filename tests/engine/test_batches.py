@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span
 
 from queueprop import Destination, Message
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 from queueprop.testing import assert_no_orphans
 
 from .telemetry import (

@@ -8,7 +8,7 @@ import functools
 from typing import Any
 from unittest.mock import create_autospec
 
-from queueprop import calls
+from queueprop.kit import calls
 
 
 class Channel:

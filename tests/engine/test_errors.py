@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 
 from .telemetry import ORDERS, TRACEPARENT, Telemetry, attributes
 

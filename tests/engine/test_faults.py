@@ -19,9 +19,10 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import INVALID_SPAN, NoOpTracerProvider, get_current_span
 
 import queueprop
-from queueprop import Message, guard, spans
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine, engine_for
+from queueprop import Message, guard
+from queueprop.engine import engine as spans
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import MessageOperation
 
 from .telemetry import ORDERS, TRACEPARENT, Telemetry
 

@@ -17,9 +17,9 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.handlers import prepared, run_inside
-from queueprop.operations import Process
-from queueprop.spans import Engine
+from queueprop.engine.engine import Engine
+from queueprop.engine.operations import Process
+from queueprop.kit.handlers import prepared, run_inside
 
 from .telemetry import CREATION, ORDERS, TRACE, TRACEPARENT, Telemetry, attributes, current_ids, ids, parent
 

@@ -16,8 +16,8 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.iteration import AsyncMessages, GeneratorMessages, Messages, iterate_inside
-from queueprop.operations import Process
+from queueprop.engine.operations import Process
+from queueprop.kit.iteration import AsyncMessages, GeneratorMessages, Messages, iterate_inside
 
 from .telemetry import ORDERS, Telemetry, traceparent
 

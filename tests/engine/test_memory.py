@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN
 
 from queueprop import Message, Settings, carry_context
-from queueprop.handlers import run_inside
-from queueprop.iteration import iterate_inside
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine, engine_for
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import MessageOperation
+from queueprop.kit.handlers import run_inside
+from queueprop.kit.iteration import iterate_inside
 
 from .telemetry import ORDERS, TRACEPARENT
 

@@ -11,7 +11,8 @@ import pytest
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import Destination, Message, semconv
+from queueprop import Destination, Message
+from queueprop.engine import semconv
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from queueprop import Destination, Message, Settings, semconv, spans
-from queueprop.metrics import Instruments
-from queueprop.spans import Engine, engine_for
+from queueprop import Destination, Message, Settings
+from queueprop.engine import engine as spans
+from queueprop.engine import semconv
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.metrics import Instruments
 
 from .telemetry import ORDERS, TRACEPARENT, Telemetry
 

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Tracer, get_current_span
 
 from queueprop import Message, Settings
-from queueprop.spans import Engine
+from queueprop.engine.engine import Engine
 
 from .telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
 
@@ -113,7 +113,7 @@ def test_the_global_provider_is_asked_each_time(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An SDK that is set up after queueprop was imported, or replaced, is used from then on."""
-    from queueprop import spans
+    from queueprop.engine import engine as spans
 
     current: list[trace.TracerProvider] = [NoOpTracerProvider()]
     monkeypatch.setattr(spans, "get_tracer_provider", lambda: current[0])

@@ -29,7 +29,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import Attributes
 
 from queueprop import Destination, Message, Settings, carry_context
-from queueprop.spans import Engine
+from queueprop.engine.engine import Engine
 from queueprop.testing import assert_no_orphans
 
 from .telemetry import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from queueprop import rabbitmq
+from queueprop.kit import rabbitmq
 
 BROKER = ("rabbitmq", "rabbit.example", 5672)
 

@@ -13,7 +13,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from queueprop import Message
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 
 from .telemetry import (
     CREATION,

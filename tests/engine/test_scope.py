@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.context import Context, attach, detach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from queueprop.scope import Carried, Scope, current_scope, is_suppressed
+from queueprop.engine.scope import Carried, Scope, current_scope, is_suppressed
 
 
 def opened(name: str) -> Scope:

@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span
 
-from queueprop import Destination, Message, semconv
+from queueprop import Destination, Message
+from queueprop.engine import semconv
 
 from .telemetry import (
     ORDERS,

@@ -15,8 +15,8 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 from queueprop import Destination, Message, Settings
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine
+from queueprop.engine.engine import Engine
+from queueprop.engine.operations import MessageOperation
 
 ORDERS = Destination("my-queue", "orders")
 HEADERS = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "baggage": "user=7"}

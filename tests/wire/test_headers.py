@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queueprop import guard, headers
+from queueprop import guard
+from queueprop.wire import headers
 
 NAMES = ("traceparent", "tracestate", "baggage")
 SPELLINGS: list[Any] = ["traceparent", "Traceparent", "TRACEPARENT", b"traceparent", b"TraceParent"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags, TraceState
 
 from queueprop import guard
-from queueprop.w3c import (
+from queueprop.wire.w3c import (
     BaggageValue,
     format_baggage,
     format_traceparent,

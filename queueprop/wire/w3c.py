@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from queueprop import guard
-from queueprop.headers import text
+from queueprop.wire.headers import text
 
 _logger = logging.getLogger("queueprop")
 

@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import semconv
+from queueprop.engine import semconv
 
 
 @dataclass(frozen=True)

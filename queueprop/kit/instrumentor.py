@@ -18,9 +18,9 @@ import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from queueprop import guard
-from queueprop.calls import Hook
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.kit.calls import Hook
 from queueprop.settings import Settings
-from queueprop.spans import Engine, engine_for
 
 # library -> its instrumentor; what the entry points say, for queueprop.instrument()
 ADAPTERS = {

@@ -25,10 +25,11 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, headers, propagation, semconv
-from queueprop.message import Destination, Message, Operation
-from queueprop.metrics import Instruments
-from queueprop.operations import (
+from queueprop import guard
+from queueprop.engine import semconv
+from queueprop.engine.message import Destination, Message, Operation
+from queueprop.engine.metrics import Instruments
+from queueprop.engine.operations import (
     Attributes,
     Create,
     Process,
@@ -39,9 +40,10 @@ from queueprop.operations import (
     Settle,
     is_inside_send,
 )
-from queueprop.propagation import SPAN_KEY
 from queueprop.settings import Hook, Settings
 from queueprop.version import __version__
+from queueprop.wire import headers, propagation
+from queueprop.wire.propagation import SPAN_KEY
 
 
 class Engine:

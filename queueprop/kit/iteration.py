@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, overload
 from opentelemetry.context import Context, attach, get_current
 
 from queueprop import guard
-from queueprop.handlers import Scoped
+from queueprop.kit.handlers import Scoped
 
 T = TypeVar("T")
 

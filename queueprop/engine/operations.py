@@ -30,14 +30,16 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, propagation, semconv
-from queueprop.message import Destination, Message, Operation
-from queueprop.metrics import Instruments
-from queueprop.propagation import BAGGAGE_KEY, SPAN_KEY
-from queueprop.scope import Scope, current_scope, is_suppressed
+from queueprop import guard
+from queueprop.engine import semconv
+from queueprop.engine.message import Destination, Message, Operation
+from queueprop.engine.metrics import Instruments
+from queueprop.engine.scope import Scope, current_scope, is_suppressed
+from queueprop.wire import propagation
+from queueprop.wire.propagation import BAGGAGE_KEY, SPAN_KEY
 
 if TYPE_CHECKING:
-    from queueprop.spans import Engine
+    from queueprop.engine.engine import Engine
 
 Attributes = Mapping[str, AttributeValue]
 Describe = Callable[[Any], Attributes]

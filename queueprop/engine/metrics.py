@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import semconv
+from queueprop.engine import semconv
 
 Attributes = Mapping[str, AttributeValue]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
-from queueprop.calls import wraps
+from queueprop.kit.calls import wraps
 
 F = TypeVar("F", bound=Callable[..., Any])
 

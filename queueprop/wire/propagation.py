@@ -18,8 +18,9 @@ from opentelemetry.propagators.textmap import Getter, Setter, TextMapPropagator
 from opentelemetry.trace import DEFAULT_TRACE_STATE, INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from queueprop import guard, w3c
-from queueprop.headers import names_of, read_all, replace, text
+from queueprop import guard
+from queueprop.wire import w3c
+from queueprop.wire.headers import names_of, read_all, replace, text
 
 # The keys under which OpenTelemetry keeps the two in a context. With them both are put in and taken out in
 # one step: `set_baggage` would copy the whole baggage for each of its members.
