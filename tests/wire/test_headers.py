@@ -24,7 +24,7 @@ JUNK = [
     True,
     "traceparent",
     b"traceparent",
-    object(),
+    ...,
     [],
     (),
     {},

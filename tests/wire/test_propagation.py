@@ -201,7 +201,7 @@ class TestDefault:
             "traceparent",
             b"traceparent",
             5,
-            object(),
+            ...,
             [None, 1, "traceparent"],
             {"other": VALID},
             {1: 2},
