@@ -13,7 +13,7 @@ from queueprop import guard
 from queueprop.engine.engine import engine_for
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Receive
-from queueprop.engine.scope import Carried
+from queueprop.engine.scope import CarriedContext
 from queueprop.kit.handlers import run_inside
 from queueprop.settings import Settings
 
@@ -155,7 +155,7 @@ def carry_context(fn: F) -> F:
     functions, coroutine functions and generators.
     """
     context = get_current()
-    return run_inside(fn, lambda args, kwargs: Carried(context))
+    return run_inside(fn, lambda args, kwargs: CarriedContext(context))
 
 
 class ReceiveSpan:

@@ -49,6 +49,8 @@ class Settings:
         receive_spans: a CLIENT span for a pull call of the user's that returned messages.
         capture_headers: names of headers that become attributes ``messaging.header.<name>``.
         body_size: the attribute ``messaging.message.body.size``.
+        loop_spans: the body of a loop runs inside its message's span. With false loops are pulls, for programs that
+            hand what a loop gives to workers, which handle it inside ``traced_message``.
         flush_timeout: seconds that a forked child may spend on handing over its spans before it exits.
         tracer_provider, meter_provider: instead of the global ones.
         publish_hook, consume_hook: called with the recorded span and the library's own message.
@@ -64,6 +66,7 @@ class Settings:
     receive_spans: bool = _setting(True)
     capture_headers: tuple[str, ...] = _setting(())
     body_size: bool = _setting(False)
+    loop_spans: bool = _setting(True)
     flush_timeout: float = _setting(2.0)
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
@@ -184,6 +187,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "receive_spans": _boolean,
     "capture_headers": _names,
     "body_size": _boolean,
+    "loop_spans": _boolean,
     "flush_timeout": _seconds,
     "tracer_provider": _having("get_tracer", "a TracerProvider"),
     "meter_provider": _having("get_meter", "a MeterProvider"),

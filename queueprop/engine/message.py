@@ -12,6 +12,8 @@ from opentelemetry.util.types import AttributeValue
 
 from queueprop.engine import semconv
 
+Attributes = Mapping[str, AttributeValue]
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -42,19 +44,19 @@ class Destination:
     server_address: str | None = None
     server_port: int | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict, hash=False)
-    _operations: dict[tuple[str, str, SpanKind | None], Operation] = field(
+    _labels: dict[tuple[str, str, SpanKind | None], Labels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def operation(self, kind: str, name: str, span_kind: SpanKind | None = None) -> Operation:
-        """The operation of this type (``semconv.SEND``...) and name (``publish``, ``ack``...) on this destination.
+    def labels(self, kind: str, name: str, span_kind: SpanKind | None = None) -> Labels:
+        """Those of the operation of this type (``semconv.SEND``...) and name (``publish``, ``ack``...) here.
 
         ``span_kind`` is the type's own unless given: a send beside create spans is a CLIENT.
         """
         key = (kind, name, span_kind)
-        known = self._operations.get(key)
+        known = self._labels.get(key)
         if known is None:
-            known = self._operations[key] = Operation(self, kind, name, span_kind or _KINDS[kind])
+            known = self._labels[key] = Labels(self, kind, name, span_kind or _KINDS[kind])
         return known
 
     @property
@@ -84,7 +86,6 @@ class Message:
         attempt: which delivery of the message this is, from 1.
         attributes: further span attributes of this message alone.
         native: the library's own message; hooks are given it.
-        key: the object that tells one delivery from another, where that is not ``native`` itself.
         describe: gives further span attributes from ``native``; called only when the span is recorded.
     """
 
@@ -98,15 +99,9 @@ class Message:
     attempt: int | None = None
     attributes: Mapping[str, AttributeValue] | None = None
     native: Any = None
-    key: object = None
     describe: Callable[[Any], Mapping[str, AttributeValue]] | None = None
     process_context: Context | None = field(default=None, init=False, repr=False, compare=False)
     """The context of its process span, once there is one: a later settle is its child, from any thread."""
-
-    @property
-    def identity(self) -> object:
-        """The object that is the same for every layer that sees this delivery."""
-        return self.native if self.key is None else self.key
 
 
 _KINDS = {
@@ -122,7 +117,7 @@ _WITHOUT_PEER = (semconv.CREATE, semconv.PROCESS)
 _PEER = (semconv.NETWORK_PEER_ADDRESS, semconv.NETWORK_PEER_PORT)
 
 
-class Operation:
+class Labels:
     """What all spans and measurements of one operation on one destination have in common, computed once."""
 
     __slots__ = ("attributes", "destination", "kind", "metric_attributes", "name", "span_kind", "span_name")
@@ -167,6 +162,7 @@ def _metric_attributes(destination: Destination, name: str) -> dict[str, Attribu
     optional: dict[str, AttributeValue | None] = {
         semconv.DESTINATION_NAME: destination.name if low_cardinality else None,
         semconv.DESTINATION_TEMPLATE: destination.template,
+        semconv.DESTINATION_PARTITION_ID: destination.partition_id,
         semconv.CONSUMER_GROUP_NAME: destination.consumer_group,
         semconv.SERVER_ADDRESS: destination.server_address,
         semconv.SERVER_PORT: destination.server_port,

@@ -26,6 +26,7 @@ class Instruments:
         "process_duration",
         "queue_time",
         "sent",
+        "unattached",
     )
 
     def __init__(self, provider: MeterProvider, version: str) -> None:
@@ -57,6 +58,11 @@ class Instruments:
             semconv.CONTEXT_MISSING,
             unit="{message}",
             description="Deliveries whose message carried no usable context, by reason.",
+        )
+        self.unattached = meter.create_counter(
+            semconv.CONTEXT_UNATTACHED,
+            unit="{message}",
+            description="Messages that were pulled and then handled outside of their context.",
         )
         self.queue_time = meter.create_histogram(
             semconv.MESSAGE_QUEUE_TIME,

@@ -15,11 +15,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import (
     INVALID_SPAN,
+    INVALID_SPAN_CONTEXT,
     Link,
     NonRecordingSpan,
     Span,
@@ -32,16 +33,13 @@ from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard
 from queueprop.engine import semconv
-from queueprop.engine.message import Destination, Message, Operation
+from queueprop.engine.message import Attributes, Destination, Labels, Message
 from queueprop.engine.metrics import Instruments
-from queueprop.engine.scope import Scope, current_scope, is_suppressed
+from queueprop.engine.scope import AttachedContext, CarriedContext, current_scope, is_suppressed
+from queueprop.engine.telemetry import Telemetry
 from queueprop.wire import propagation
 from queueprop.wire.propagation import BAGGAGE_KEY, SPAN_KEY
 
-if TYPE_CHECKING:
-    from queueprop.engine.engine import Engine
-
-Attributes = Mapping[str, AttributeValue]
 Describe = Callable[[Any], Attributes]
 
 _NO_MESSAGE = Message()
@@ -50,6 +48,8 @@ _NO_MESSAGE = Message()
 _EMPTY_POLL = (
     queue.Empty,
     asyncio.QueueEmpty,
+    StopIteration,
+    StopAsyncIteration,
     asyncio.CancelledError,
     TimeoutError,
     asyncio.TimeoutError,  # until Python 3.10 a class of its own, and so the next
@@ -57,17 +57,18 @@ _EMPTY_POLL = (
 )
 
 
-class MessageOperation(Scope):
+class Operation(AttachedContext):
     """The base of all below. A context manager; ``open`` and ``close`` do the same by hand.
 
     Attributes:
         span: the span, while it is open; ``INVALID_SPAN`` where nothing is traced.
+        has_begun: whether it was opened.
         closed: whether it is over, or never was to be traced.
     """
 
     span: Span = INVALID_SPAN
+    has_begun = False
     closed = False
-    owner: str | None = None
 
     _ends_plainly = True
 
@@ -75,20 +76,18 @@ class MessageOperation(Scope):
     _instruments: Instruments | None = None
     _error_type: str | None = None
 
-    def __init__(self, engine: Engine, operation: Operation) -> None:
-        self.engine = engine
-        self.operation = operation
+    def __init__(self, telemetry: Telemetry, labels: Labels) -> None:
+        self.telemetry = telemetry
+        self.labels = labels
 
     def open(self) -> Span:
         """Starts the span and makes it current. Raises nothing of ours."""
+        self.has_begun = True
         try:
             current = get_current()
             if current and is_suppressed(current):
                 self.closed = True
-            elif self.owner is not None and self._is_within_itself(current):
-                self.span = get_current_span(current)
-                self.closed = True
-            elif self.engine.excluded is not None and self.engine.excludes(self.operation.destination):
+            elif self.telemetry.excluded is not None and self.telemetry.excludes(self.labels.destination):
                 self.closed = True
                 self._carry(current)
             else:
@@ -96,7 +95,7 @@ class MessageOperation(Scope):
             return self.span
         except Exception as error:
             self.close()
-            guard.fault(f"starting the span of {self.operation.span_name!r}", error)
+            guard.fault(f"starting the span of {self.labels.span_name!r}", error)
         except BaseException as error:
             self.close(error)
             raise
@@ -115,7 +114,7 @@ class MessageOperation(Scope):
             else:
                 self._end(error)
         except Exception as fault:
-            guard.fault(f"ending the span of {self.operation.span_name!r}", fault)
+            guard.fault(f"ending the span of {self.labels.span_name!r}", fault)
         self._release()
 
     def fail(self, error_type: str, description: str) -> None:
@@ -154,22 +153,19 @@ class MessageOperation(Scope):
     def _carry(self, current: Context) -> None:
         """Without a span: hands the context on."""
 
-    def _is_within_itself(self, current: Context) -> bool:
-        """Whether a layer above (a facade, the explicit API) already traces this very call."""
-        return False
-
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
-        instruments.operation_duration.record(seconds, attributes, self._context)
+        of_type = {**attributes, semconv.OPERATION_TYPE: self.labels.kind}
+        instruments.operation_duration.record(seconds, of_type, self._context)
 
     def _start(self, parent: Context, attributes: Attributes, links: Sequence[Link] | None = None) -> Span:
         # With metrics the clock is ours, so that a duration equals its span's; else the SDK reads it.
-        engine = self.engine
-        instruments = engine.instruments()
+        telemetry = self.telemetry
+        instruments = telemetry.instruments()
         if instruments.enabled:
             self._instruments = instruments
             if self._started_at is None:
                 self._started_at = time.time_ns()
-        self.span = span = engine.start_span(self.operation, parent, attributes, links, self._started_at)
+        self.span = span = telemetry.start_span(self.labels, parent, attributes, links, self._started_at)
         return span
 
     def _end(self, error: BaseException | None) -> None:
@@ -179,7 +175,7 @@ class MessageOperation(Scope):
                 self._record(error)
             if self._instruments is not None and self._started_at is not None:
                 ended_at = time.time_ns()
-                attributes: Attributes = self.operation.metric_attributes
+                attributes: Attributes = self.labels.metric_attributes
                 if self._error_type is not None:
                     attributes = {**attributes, semconv.ERROR_TYPE: self._error_type}
                 self._measure(self._instruments, (ended_at - self._started_at) / 1e9, attributes)
@@ -207,27 +203,24 @@ class MessageOperation(Scope):
 
     def _count_missing(self, instruments: Instruments, reason: str | None) -> None:
         if reason is not None:
-            instruments.context_missing.add(1, {**self.operation.metric_attributes, semconv.REASON: reason})
+            instruments.context_missing.add(1, {**self.labels.metric_attributes, semconv.REASON: reason})
 
 
-class Send(MessageOperation):
+class Send(Operation):
     """The publish of one message, or of several in one call; see ``Engine.send``."""
 
     _carried: Context | None = None
     _describe: Describe | None = None
 
-    def __init__(
-        self, engine: Engine, operation: Operation, messages: Sequence[Message], owner: str | None = None
-    ) -> None:
-        self.engine = engine
-        self.operation = operation
+    def __init__(self, telemetry: Telemetry, labels: Labels, messages: Sequence[Message]) -> None:
+        self.telemetry = telemetry
+        self.labels = labels
         self.messages = messages
-        self.owner = owner
 
     def write(self, headers: object) -> None:
         """Puts the context into headers that are made only after ``open``, in place; as long as this is not closed."""
         if self._carried is not None:
-            self.engine.write(Message(headers=headers), self._carried)
+            self.telemetry.write(Message(headers=headers), self._carried)
 
     def end_with(self, future: Any, describe: Describe | None = None) -> None:
         """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's.
@@ -242,7 +235,7 @@ class Send(MessageOperation):
             future.add_done_callback(self._end_of)
         except Exception as error:
             self.close()
-            guard.fault(f"waiting for the end of {self.operation.span_name!r}", error)
+            guard.fault(f"waiting for the end of {self.labels.span_name!r}", error)
 
     def close_with(self, answer: Any, describe: Describe) -> None:
         """Ends the span with an answer that is there already; see ``end_with``."""
@@ -265,26 +258,30 @@ class Send(MessageOperation):
         try:
             self.span.set_attributes(describe(answer))
         except Exception as error:
-            guard.fault(f"reading the answer to {self.operation.span_name!r}", error)
+            guard.fault(f"reading the answer to {self.labels.span_name!r}", error)
 
     def _open(self, current: Context) -> None:
-        engine, message = self.engine, self.messages[0]
-        span = self._start(current, _attributes(self.operation, message))
-        self._carried = inside = self.attach({**current, SPAN_KEY: span}, current)
-        engine.write(message, inside)
-        if engine.enriches_sends or message.describe is not None:
-            engine.enrich(span, message, engine.settings.publish_hook)
+        telemetry, message = self.telemetry, self.messages[0]
+        origin = _origin(telemetry, self.labels, message, current) if message.headers else None
+        if origin is None:
+            span = self._start(current, _attributes(self.labels, message))
+            self._carried = inside = self.attach({**current, SPAN_KEY: span}, current)
+        else:
+            span = self._start(origin.parent, _attributes(self.labels, message), origin.links)
+            self.attach({**current, SPAN_KEY: span}, current)
+            self._carried = inside = origin.outgoing(span)
+        telemetry.write(message, inside)
+        if telemetry.enriches_sends or message.describe is not None:
+            telemetry.enrich(span, message, telemetry.settings.publish_hook)
 
     def _carry(self, current: Context) -> None:
         self._carried = current
         for message in self.messages:
-            self.engine.write(message, current)
+            origin = _origin(self.telemetry, self.labels, message, current) if message.headers else None
+            self.telemetry.write(message, current if origin is None else origin.outgoing())
 
     def _release(self) -> None:
         self._context = self._previous = self._carried = None
-
-    def _is_within_itself(self, current: Context) -> bool:
-        return is_inside_send(current, self.owner)
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         super()._measure(instruments, seconds, attributes)
@@ -299,13 +296,12 @@ class SendBatch(Send):
 
     def __init__(
         self,
-        engine: Engine,
-        operation: Operation,
+        telemetry: Telemetry,
+        labels: Labels,
         messages: Sequence[Message],
-        owner: str | None = None,
         created: Sequence[Create] | None = None,
     ) -> None:
-        super().__init__(engine, operation, messages, owner)
+        super().__init__(telemetry, labels, messages)
         self._created = created
 
     def _open(self, current: Context) -> None:
@@ -314,17 +310,17 @@ class SendBatch(Send):
             return
         created = self._created
         if created is None:
-            create = self.operation.destination.operation(semconv.CREATE, "create")
+            create = self.labels.destination.labels(semconv.CREATE, "create")
             created = [self._create(create, message, current) for message in self.messages]
         creations = [one.span.get_span_context() for one in created]
-        attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
+        attributes = {**self.labels.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
         span = self._start(
             current, attributes, [Link(creation) for creation in creations if creation.is_valid]
         )
         self.attach({**current, SPAN_KEY: span}, current)
 
-    def _create(self, operation: Operation, message: Message, current: Context) -> Create:
-        create = Create(self.engine, operation, message)
+    def _create(self, labels: Labels, message: Message, current: Context) -> Create:
+        create = Create(self.telemetry, labels, message)
         create.start(current)
         create.span.end()
         return create
@@ -341,9 +337,9 @@ class Create:
     _made_at: int | None = None
     _closed = False
 
-    def __init__(self, engine: Engine, operation: Operation, message: Message) -> None:
-        self.engine = engine
-        self.operation = operation
+    def __init__(self, telemetry: Telemetry, labels: Labels, message: Message) -> None:
+        self.telemetry = telemetry
+        self.labels = labels
         self.message = message
 
     def open(self) -> None:
@@ -355,13 +351,18 @@ class Create:
                 self._made_at = time.time_ns()
             self.message = _NO_MESSAGE  # its batch may be long in the filling
         except Exception as error:
-            guard.fault(f"starting the span of {self.operation.span_name!r}", error)
+            guard.fault(f"starting the span of {self.labels.span_name!r}", error)
 
     def start(self, current: Context) -> None:
-        engine, message = self.engine, self.message
-        self.span = span = engine.start_span(self.operation, current, _attributes(self.operation, message))
-        engine.write(message, set_span_in_context(span, current))
-        engine.enrich(span, message, engine.settings.publish_hook)
+        telemetry, message, links = self.telemetry, self.message, None
+        parent = current
+        origin = _origin(telemetry, self.labels, message, current) if message.headers else None
+        if origin is not None:
+            parent, links = origin.parent, origin.links
+        attributes = _attributes(self.labels, message)
+        self.span = span = telemetry.start_span(self.labels, parent, attributes, links)
+        telemetry.write(message, origin.outgoing(span) if origin else set_span_in_context(span, current))
+        telemetry.enrich(span, message, telemetry.settings.publish_hook)
 
     def close(self, destination: Destination | None = None) -> None:
         """Ends the span, as of when the message was made. ``destination`` is where it goes, as is known by now.
@@ -374,85 +375,98 @@ class Create:
         self._closed = True
         try:
             if destination is not None:
-                if self.engine.excludes(destination):
+                if self.telemetry.excludes(destination):
                     return
-                operation = destination.operation(self.operation.kind, self.operation.name)
-                self.span.update_name(operation.span_name)
-                self.span.set_attributes(operation.attributes)
+                labels = destination.labels(self.labels.kind, self.labels.name)
+                self.span.update_name(labels.span_name)
+                self.span.set_attributes(labels.attributes)
             self.span.end(self._made_at)
         except Exception as error:
-            guard.fault(f"ending the span of {self.operation.span_name!r}", error)
+            guard.fault(f"ending the span of {self.labels.span_name!r}", error)
 
 
-class Process(MessageOperation):
+class Process(Operation):
     """The handling of one delivery; see ``Engine.process``."""
 
-    _is_counted = True
     _missing: str | None = None
     _waited: float | None = None
-    _outer: Process | None = None
+    _creation: SpanContext = INVALID_SPAN_CONTEXT
+    _incoming: Context | None = None
     _failure: BaseException | None = None
 
     def __init__(
         self,
-        engine: Engine,
-        operation: Operation,
+        telemetry: Telemetry,
+        labels: Labels,
         message: Message,
-        owner: str | None = None,
         started_at: int | None = None,
+        is_counted: bool = True,
     ) -> None:
-        self.engine = engine
-        self.operation = operation
+        self.telemetry = telemetry
+        self.labels = labels
         self.message = message
-        self.owner = owner
         self._started_at = started_at
+        self._is_counted = is_counted
 
     def _open(self, current: Context) -> None:
-        engine, message = self.engine, self.message
-        found = propagation.read(message.headers, engine.baggage_allow)
+        telemetry, message = self.telemetry, self.message
+        found = propagation.read(message.headers, telemetry.baggage_allow)
         incoming = found.context
-        if not engine.trusts_all and not engine.trusts(self.operation.destination, message):
+        if not telemetry.trusts_all and not telemetry.trusts(self.labels.destination, message):
             incoming = Context()
-        parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
+        parent = incoming if telemetry.continues else telemetry.ambient_parent(current, incoming)
         if message.sent_at is not None:
             self._waited = _waited(message, self._started_at)
         self._missing = found.reason
+        self._creation, self._incoming = found.span_context, incoming
         links = [Link(found.span_context)] if found.reason is None else []
         if current:
-            self._is_counted = not _is_in_batch(current)
+            self._is_counted = self._is_counted and not _is_in_batch(current)
             _link_ambient(links, current, parent)
-        span = self._start(parent, _attributes(self.operation, message, self._waited), links)
+        span = self._start(parent, _attributes(self.labels, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
-        if engine.enriches_processes or message.describe is not None:
-            engine.enrich(span, message, engine.settings.consume_hook)
+        if telemetry.enriches_processes or message.describe is not None:
+            telemetry.enrich(span, message, telemetry.settings.consume_hook)
 
     def close(self, error: BaseException | None = None) -> None:
-        # A loop is not told what its body raised; what traces the same message inside the body is.
-        outer, self._outer = self._outer, None
-        if outer is not None and error is not None:
-            outer._failure = error
         super().close(self._failure if error is None else error)
 
     def _release(self) -> None:
         self._context = self._previous = self._failure = None
         self.message = _NO_MESSAGE  # it knows the context, too
 
-    def _carry(self, current: Context) -> None:
-        engine, message = self.engine, self.message
-        trusted = engine.trusts_all or engine.trusts(self.operation.destination, message)
-        incoming = propagation.read(message.headers, engine.baggage_allow).context if trusted else Context()
-        self.attach(_inside(current, incoming, get_current_span(incoming)), current)
+    @property
+    def is_to_join(self) -> bool:
+        """Whether another handling of the delivery belongs inside this one's context, also when this is over."""
+        return self.has_begun and self._incoming is not None
 
-    def _is_within_itself(self, current: Context) -> bool:
-        scope = current_scope(current)
-        if (
-            isinstance(scope, Process)
-            and scope.owner == self.owner
-            and scope.message.identity is self.message.identity
-            and not scope.closed
-        ):
-            self._outer = scope
-        return self._outer is not None
+    def note(self, error: BaseException) -> None:
+        """Tells it what the handling raised. A loop is not told what its body raised; what knows may tell its span."""
+        if not self.closed:
+            self._failure = error
+
+    def inside(self, current: Context) -> dict[str, object] | None:
+        """What is current where the same delivery is handled once more, or elsewhere; None where nothing was traced."""
+        if self._incoming is None:
+            return None
+        span = self.span if not self.closed else NonRecordingSpan(self.span.get_span_context())
+        return _inside(current, self._incoming, span)
+
+    def carries(self, found: propagation.Extraction) -> bool:
+        """Whether this is the context that came with the message: headers that are handed on, and nobody's own."""
+        if self._creation.is_valid or found.reason is None:
+            return _is_same(self._creation, found.span_context)
+        incoming = self._incoming or Context()
+        return incoming.get(BAGGAGE_KEY) == found.context.get(BAGGAGE_KEY)
+
+    def _carry(self, current: Context) -> None:
+        telemetry, message = self.telemetry, self.message
+        trusted = telemetry.trusts_all or telemetry.trusts(self.labels.destination, message)
+        found = propagation.read(message.headers, telemetry.baggage_allow)
+        self._creation = found.span_context
+        self._incoming = incoming = found.context if trusted else Context()
+        self.span = get_current_span(incoming)
+        self.attach(_inside(current, incoming, self.span), current)
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
@@ -461,10 +475,48 @@ class Process(MessageOperation):
         instruments.consumed.add(1, attributes)
         self._count_missing(instruments, self._missing)
         if self._waited is not None:
-            instruments.queue_time.record(self._waited, self.operation.metric_attributes, self._context)
+            instruments.queue_time.record(self._waited, self.labels.metric_attributes, self._context)
 
 
-class ProcessBatch(MessageOperation):
+class HandledAgain(CarriedContext):
+    """Another handling of a delivery that has its span: by a layer above or below, by a worker that a loop has handed
+    it to, or once more. It is inside the delivery's context, and makes no second span.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.within = self._process = process
+
+    def open(self) -> Span:
+        """Makes the delivery's context current, where it is not. Raises nothing of ours."""
+        process = self._process
+        try:
+            current = get_current()
+            if current_scope(current) is not process or process.closed:
+                values = process.inside(current)
+                if values is not None and not is_suppressed(current):
+                    self.attach(values, current)
+            return get_current_span()
+        except Exception as error:
+            guard.fault("entering the context of a message again", error)
+            return INVALID_SPAN
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Restores what was current before. ``error`` is told to the delivery's span, if that is open still."""
+        self.detach()
+        self._context = self._previous = None
+        if error is not None:
+            self._process.note(error)
+
+    __enter__ = open
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close(error)
+        return False
+
+
+class ProcessBatch(Operation):
     """The handling of several deliveries at once: one span, a link for each message.
 
     Where all of them come from one trace the span is in it; where their traces differ it is a root of its own. What
@@ -473,28 +525,28 @@ class ProcessBatch(MessageOperation):
 
     def __init__(
         self,
-        engine: Engine,
-        operation: Operation,
+        telemetry: Telemetry,
+        labels: Labels,
         messages: Sequence[Message],
-        owner: str | None = None,
         started_at: int | None = None,
+        is_counted: Sequence[bool] | None = None,
     ) -> None:
-        super().__init__(engine, operation)
+        super().__init__(telemetry, labels)
         self.messages = messages
-        self.owner = owner
         self._started_at = started_at
+        self._counted = len(messages) if is_counted is None else sum(is_counted)
         self._missing: list[str | None] = []
 
     def _open(self, current: Context) -> None:
         if not self.messages:
             self.closed = True
             return
-        engine = self.engine
+        telemetry = self.telemetry
         found = self._found()
         creations = [one.span_context for one in found]
         incoming = self._incoming(creations)
-        parent = incoming if engine.continues else engine.ambient_parent(current, incoming)
-        attributes = {**self.operation.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
+        parent = incoming if telemetry.continues else telemetry.ambient_parent(current, incoming)
+        attributes = {**self.labels.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
         links = _links_to(self.messages, creations)
         _link_ambient(links, current, parent)
         span = self._start(parent, attributes, links)
@@ -502,10 +554,10 @@ class ProcessBatch(MessageOperation):
         for message in self.messages:
             message.process_context = inside
         self._missing = [one.reason for one in found]
-        hook = engine.settings.consume_hook
+        hook = telemetry.settings.consume_hook
         if hook is not None and span.is_recording():
             for message in self.messages:
-                engine.run_hook(hook, span, message)
+                telemetry.run_hook(hook, span, message)
 
     def _release(self) -> None:
         super()._release()
@@ -516,26 +568,27 @@ class ProcessBatch(MessageOperation):
         self.attach(_inside(current, incoming, get_current_span(incoming)), current)
 
     def _found(self) -> list[propagation.Extraction]:
-        return [propagation.read(message.headers, self.engine.baggage_allow) for message in self.messages]
+        return [propagation.read(message.headers, self.telemetry.baggage_allow) for message in self.messages]
 
     def _incoming(self, creations: Sequence[SpanContext]) -> Context:
-        engine, destination = self.engine, self.operation.destination
-        if engine.trusts_all or all(engine.trusts(destination, message) for message in self.messages):
+        telemetry, destination = self.telemetry, self.labels.destination
+        if telemetry.trusts_all or all(telemetry.trusts(destination, message) for message in self.messages):
             return _common_context(creations)
         return Context()
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
-        instruments.consumed.add(len(self.messages), attributes)
+        if self._counted:
+            instruments.consumed.add(self._counted, attributes)
         for reason in self._missing:
             self._count_missing(instruments, reason)
         for message in self.messages:
             waited = _waited(message, self._started_at)
             if waited is not None:
-                instruments.queue_time.record(waited, self.operation.metric_attributes, self._context)
+                instruments.queue_time.record(waited, self.labels.metric_attributes, self._context)
 
 
-class Receive(MessageOperation):
+class Receive(Operation):
     """A pull call; see ``Engine.receive``. ``add`` what it returned; without messages there is no span.
 
     Nothing of it is current while the call runs: a span that waits for a message would be the parent of the wait.
@@ -544,11 +597,19 @@ class Receive(MessageOperation):
     _ends_plainly = False
 
     def __init__(
-        self, engine: Engine, operation: Operation, batch: bool = False, started_at: int | None = None
+        self,
+        telemetry: Telemetry,
+        labels: Labels,
+        batch: bool = False,
+        started_at: int | None = None,
+        has_span: bool = True,
+        counts: bool = False,
     ) -> None:
-        super().__init__(engine, operation)
+        super().__init__(telemetry, labels)
         self._started_at = started_at
         self._batch = batch
+        self._has_span = has_span
+        self._counts = counts
         self._messages: list[Message] = []
 
     def add(self, message: Message) -> None:
@@ -560,26 +621,30 @@ class Receive(MessageOperation):
             self._started_at = time.time_ns()  # the span is made at the end, with the true start
 
     def _end(self, error: BaseException | None) -> None:
+        if self._counts and self._messages:
+            instruments = self.telemetry.instruments()
+            if instruments.enabled:
+                instruments.consumed.add(len(self._messages), self.labels.metric_attributes)
         failed = error is not None and _is_failure(error) and not isinstance(error, _EMPTY_POLL)
-        if not self._messages and not failed:
+        if not self._has_span or not (self._messages or failed):
             return
         current = get_current()
-        allow = self.engine.baggage_allow
-        attributes: Attributes = self.operation.attributes
+        allow = self.telemetry.baggage_allow
+        attributes: Attributes = self.labels.attributes
         if self._batch or len(self._messages) > 1:
             attributes = {**attributes, semconv.BATCH_MESSAGE_COUNT: len(self._messages)}
         elif self._messages:
-            attributes = _attributes(self.operation, self._messages[0])
+            attributes = _attributes(self.labels, self._messages[0])
         creations = [propagation.read(message.headers, allow).span_context for message in self._messages]
         self._start(current, attributes, _links_to(self._messages, creations))
         super()._end(error if failed else None)
 
 
-class Settle(MessageOperation):
+class Settle(Operation):
     """An ack, nack, reject or commit, of one message or of several at once; see ``Engine.settle``."""
 
-    def __init__(self, engine: Engine, operation: Operation, messages: Sequence[Message]) -> None:
-        super().__init__(engine, operation)
+    def __init__(self, telemetry: Telemetry, labels: Labels, messages: Sequence[Message]) -> None:
+        super().__init__(telemetry, labels)
         self.messages = messages
 
     def _open(self, current: Context) -> None:
@@ -590,11 +655,11 @@ class Settle(MessageOperation):
         parent = self._parent(message, current)
         if others:
             attributes: Attributes = {
-                **self.operation.attributes,
+                **self.labels.attributes,
                 semconv.BATCH_MESSAGE_COUNT: len(self.messages),
             }
         else:
-            attributes = _attributes(self.operation, message)
+            attributes = _attributes(self.labels, message)
         creations = [propagation.read(other.headers).span_context for other in others]
         span = self._start(parent, attributes, _links_to(others, creations))
         self.attach({**current, SPAN_KEY: span}, current)
@@ -604,10 +669,10 @@ class Settle(MessageOperation):
         if message.process_context is not None:
             return message.process_context
         scope = current_scope(current)
-        if not self.engine.continues or (isinstance(scope, (Process, ProcessBatch)) and not scope.closed):
+        if not self.telemetry.continues or (isinstance(scope, (Process, ProcessBatch)) and not scope.closed):
             return current
-        found = propagation.read(message.headers, self.engine.baggage_allow)
-        if found.reason is None and self.engine.trusts(self.operation.destination, message):
+        found = propagation.read(message.headers, self.telemetry.baggage_allow)
+        if found.reason is None and self.telemetry.trusts(self.labels.destination, message):
             return found.context
         return current
 
@@ -615,10 +680,55 @@ class Settle(MessageOperation):
 # Contexts
 
 
-def is_inside_send(current: Context, owner: str | None) -> bool:
-    """Whether an open publish of ``owner`` is the innermost operation there."""
+class _Origin:
+    """Where a publish comes from whose headers carry a context already: an outbox's, a dead letter's, a relay's.
+
+    Attributes:
+        parent: the parent of its span.
+        links: to the carried context, where that is not the parent.
+    """
+
+    def __init__(self, parent: Context, links: list[Link], baggage: Mapping[str, object] | None) -> None:
+        self.parent = parent
+        self.links = links
+        self._baggage = baggage
+
+    def outgoing(self, span: Span | None = None) -> Context:
+        """What is written into the headers."""
+        values: dict[str, object] = {**self.parent}
+        if span is not None:
+            values[SPAN_KEY] = span
+        if self._baggage:
+            values[BAGGAGE_KEY] = self._baggage
+        return Context(values)
+
+
+def _origin(telemetry: Telemetry, labels: Labels, message: Message, current: Context) -> _Origin | None:
+    """Read from the headers of a publish, as on receiving; None where they carry nothing that the caller wrote.
+
+    With a current span that is the parent, and the carried one is linked; with none the carried one is the parent, if
+    it is trusted. Of the caller's own baggage all members go on but those that ours has, too.
+    """
+    found = propagation.read(message.headers, telemetry.baggage_allow)
+    if found.reason is not None and BAGGAGE_KEY not in found.context:
+        return None
     scope = current_scope(current)
-    return isinstance(scope, Send) and scope.owner == owner and not scope.closed
+    if isinstance(scope, Process) and not scope.closed and scope.carries(found):
+        return None
+    ambient = get_current_span(current).get_span_context()
+    trusted = telemetry.trusts_all or telemetry.trusts(labels.destination, message)
+    parent, links = current, []
+    if trusted and not ambient.is_valid:
+        parent = Context({**current, **found.context})
+    elif found.reason is None and not _is_same(found.span_context, ambient):
+        links.append(Link(found.span_context))
+    baggage = {**_baggage_of(found.context), **_baggage_of(current)} if trusted else None
+    return _Origin(parent, links, baggage or _baggage_of(current))
+
+
+def _baggage_of(context: Context) -> Mapping[str, object]:
+    members = context.get(BAGGAGE_KEY)
+    return members if isinstance(members, Mapping) else {}
 
 
 def _inside(current: Context, incoming: Context, span: Span) -> dict[str, object]:
@@ -649,8 +759,8 @@ def _links_to(messages: Sequence[Message], creations: Sequence[SpanContext]) -> 
 def _link_ambient(links: list[Link], current: Context, parent: Context) -> None:
     """Links the span that happens to be current (a poller's, a request's) where it is not the parent."""
     ambient = current.get(SPAN_KEY)
-    if not isinstance(ambient, Span) or ambient is parent.get(SPAN_KEY):
-        return
+    if not isinstance(ambient, Span) or ambient is parent.get(SPAN_KEY) or not ambient.is_recording():
+        return  # one that has ended may be a start-up's, which a client's reader task keeps for life
     context = ambient.get_span_context()
     if context.is_valid and not any(_is_same(context, link.context) for link in links):
         links.append(Link(context))
@@ -668,8 +778,8 @@ def _is_in_batch(current: Context) -> bool:
 # Attributes
 
 
-def _attributes(operation: Operation, message: Message, waited: float | None = None) -> Attributes:
-    """The operation's attributes (shared, never written to), and the message's own where it has any."""
+def _attributes(labels: Labels, message: Message, waited: float | None = None) -> Attributes:
+    """The labels' attributes (shared, never written to), and the message's own where it has any."""
     own: dict[str, AttributeValue] = {}
     if message.id is not None:
         own[semconv.MESSAGE_ID] = message.id
@@ -683,7 +793,7 @@ def _attributes(operation: Operation, message: Message, waited: float | None = N
         own[semconv.QUEUE_TIME] = waited
     if message.attributes is not None:
         own.update(message.attributes)
-    return {**operation.attributes, **own} if own else operation.attributes
+    return {**labels.attributes, **own} if own else labels.attributes
 
 
 def _link_attributes(message: Message) -> Attributes | None:

@@ -9,9 +9,7 @@ a Context that does not know it is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from typing import Protocol
 
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -30,43 +28,24 @@ def is_suppressed(context: Context) -> bool:
     return False
 
 
-def current_scope(context: Context) -> Scope | None:
+def current_scope(context: Context) -> AttachedContext | None:
     """The innermost operation that this context belongs to; it may be closed already."""
     scope = _mark(context)
-    while isinstance(scope, Carried):
+    while isinstance(scope, CarriedContext):
         scope = scope.within
     return scope
 
 
-class _Everything(Container[object]):
-    def __contains__(self, transport: object) -> bool:
-        return True
+class Scope(Protocol):
+    """What a handler runs inside: an operation, or a context of another place."""
+
+    def open(self) -> object: ...
+    def close(self, error: BaseException | None = None) -> None: ...
+    def detach(self) -> None: ...
+    def reattach(self) -> None: ...
 
 
-_EVERYTHING: Container[object] = _Everything()
-
-_spoken_for: ContextVar[Container[object]] = ContextVar("queueprop-spoken-for", default=())
-
-
-@contextmanager
-def speaking_for(transports: Container[object] = _EVERYTHING) -> Iterator[None]:
-    """Inside, these objects of another library (its channels) carry messages of the layer above, which traces them.
-
-    A task queue that is built on a client library says it, so that a message has one span and one context: its own.
-    """
-    token = _spoken_for.set(transports)
-    try:
-        yield
-    finally:
-        _spoken_for.reset(token)
-
-
-def is_spoken_for(transport: object) -> bool:
-    """Whether what goes through this object now is traced by a layer above: its own adapter leaves it alone."""
-    return transport in _spoken_for.get()
-
-
-class Scope:
+class AttachedContext:
     """Attaches a Context and takes it away again, whatever happened to the current one in between."""
 
     _context: Context | None = None
@@ -95,7 +74,7 @@ class Scope:
         self._attached = False  # last, so that after an interruption it can be done again
 
     def _leave_chain(self, top: object, previous: Context) -> None:
-        while isinstance(top, Scope) and top._previous is not None:
+        while isinstance(top, AttachedContext) and top._previous is not None:
             below = top._previous.get(_SCOPE_KEY)
             if below is self:
                 top._previous = previous
@@ -111,21 +90,21 @@ class Scope:
         attach(self._context)
 
 
-class Carried(Scope):
+class CarriedContext(AttachedContext):
     """Another place's Context, made current here for a while (``carry_context``)."""
 
     def __init__(self, context: Context) -> None:
         self._values = context
         self.within = _mark(context)
 
-    def open(self) -> None:
-        self.attach({**self._values}, get_current())
+    def open(self) -> object:
+        return self.attach({**self._values}, get_current())
 
     def close(self, error: BaseException | None = None) -> None:
         self.detach()
         self._context = self._previous = None  # the context knows this scope
 
 
-def _mark(context: Context) -> Scope | None:
+def _mark(context: Context) -> AttachedContext | None:
     scope = context.get(_SCOPE_KEY)
-    return scope if isinstance(scope, Scope) else None
+    return scope if isinstance(scope, AttachedContext) else None

@@ -50,6 +50,7 @@ PROCESS_DURATION = "messaging.process.duration"
 CLIENT_SENT_MESSAGES = "messaging.client.sent.messages"
 CLIENT_CONSUMED_MESSAGES = "messaging.client.consumed.messages"
 CONTEXT_MISSING = "queueprop.context.missing"
+CONTEXT_UNATTACHED = "queueprop.context.unattached"
 MESSAGE_QUEUE_TIME = "queueprop.message.queue_time"
 
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)

@@ -58,6 +58,14 @@ def wraps(function: Any) -> Callable[[T], T]:
     return decorate
 
 
+def bound(signature: Callable[..., T], args: Arguments, kwargs: Options) -> T | None:
+    """What ``signature`` makes of a call's arguments; None where they do not fit: the library is about to say so."""
+    try:
+        return signature(*args, **kwargs)
+    except TypeError:
+        return None
+
+
 def given(index: int, name: str, args: Arguments, kwargs: Options) -> Any:
     """The argument of this place or name; None where it is not given."""
     return args[index] if len(args) > index else kwargs.get(name)

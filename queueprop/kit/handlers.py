@@ -7,26 +7,19 @@ import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+import wrapt
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
+from queueprop.engine.scope import Scope
 from queueprop.kit.calls import wraps
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Scoped(Protocol):
-    """What a handler runs inside: an operation of the engine, or a carried context."""
-
-    def open(self) -> object: ...
-    def close(self, error: BaseException | None = None) -> None: ...
-    def detach(self) -> None: ...
-    def reattach(self) -> None: ...
-
-
-Begin = Callable[[tuple[Any, ...], dict[str, Any]], "Scoped | None"]
+Begin = Callable[[tuple[Any, ...], dict[str, Any]], "Scope | None"]
 
 
 def run_inside(handler: F, begin: Begin) -> F:
@@ -46,6 +39,20 @@ def run_inside(handler: F, begin: Begin) -> F:
     else:
         wrapper = _function(handler, begin)
     return cast(F, wraps(handler)(wrapper))
+
+
+def equal_to(handler: F, wrapper: F) -> F:
+    """``wrapper``, for a library that compares callbacks: it is equal to the handler, and has its hash."""
+    return cast(F, _Equal(handler, wrapper))
+
+
+class _Equal(wrapt.ObjectProxy):  # type: ignore[type-arg]
+    def __init__(self, handler: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+        super().__init__(handler)
+        self._self_call = wrapper
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._self_call(*args, **kwargs)
 
 
 def prepared(
@@ -71,7 +78,7 @@ def _is_a(kind: Callable[[Any], bool], handler: Any) -> bool:
     return kind(handler) or kind(type(handler).__call__)
 
 
-def _begun(begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scoped | None:
+def _begun(begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
     try:
         return begin(args, kwargs)
     except Exception as error:
@@ -102,7 +109,7 @@ def _function(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     return call
 
 
-async def _awaited(scope: Scoped, body: Coroutine[Any, Any, Any]) -> Any:
+async def _awaited(scope: Scope, body: Coroutine[Any, Any, Any]) -> Any:
     scope.reattach()
     try:
         result = await body

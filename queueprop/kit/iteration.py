@@ -17,11 +17,14 @@ from typing import Any, Generic, TypeVar, overload
 from opentelemetry.context import Context, attach, get_current
 
 from queueprop import guard
-from queueprop.kit.handlers import Scoped
+from queueprop.engine.scope import Scope
 
 T = TypeVar("T")
 
-Begin = Callable[[Any], "Scoped | None"]
+Begin = Callable[[Any], "Scope | None"]
+
+Around = Callable[..., Any]
+"""What is done around each step of the source, ``around(step, *arguments)``: a pull's span, or a mark."""
 
 
 @overload
@@ -41,12 +44,13 @@ def iterate_inside(messages: Any, begin: Begin) -> Any:
 class _Loop:
     """The scope of the message that a loop's body has in hand."""
 
-    _scope: Scoped | None = None
+    _scope: Scope | None = None
     _before: Context | None = None
     _inside: Context | None = None
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Begin, around: Around | None) -> None:
         self._begin = begin
+        self._around = around
 
     def _enter(self, message: Any) -> None:
         try:
@@ -80,8 +84,8 @@ class Messages(_Loop, Generic[T]):
     """An iterator whose consumer handles each message inside its span. ``close`` ends it, and its source, from
     anywhere; what is current in the loop is restored at its next step."""
 
-    def __init__(self, source: Iterator[T], begin: Begin) -> None:
-        super().__init__(begin)
+    def __init__(self, source: Iterator[T], begin: Begin, around: Around | None = None) -> None:
+        super().__init__(begin, around)
         self._source = source
 
     def __iter__(self) -> Messages[T]:
@@ -89,7 +93,8 @@ class Messages(_Loop, Generic[T]):
 
     def __next__(self) -> T:
         self._move_on()
-        message = next(self._source)
+        around = self._around
+        message = next(self._source) if around is None else around(next, self._source)
         self._enter(message)
         return message
 
@@ -114,7 +119,7 @@ class GeneratorMessages(Messages[T], Generator[T, Any, None]):
 
     def _step(self, step: Callable[..., T], *given: Any) -> T:
         self._move_on()
-        message = step(*given)
+        message = step(*given) if self._around is None else self._around(step, *given)
         self._enter(message)
         return message
 
@@ -128,20 +133,21 @@ class AsyncMessages(_Loop, Generic[T]):
 
     _task: weakref.ref[asyncio.Task[Any]] | None = None
 
-    def __init__(self, source: AsyncIterator[T], begin: Begin) -> None:
-        super().__init__(begin)
+    def __init__(self, source: AsyncIterator[T], begin: Begin, around: Around | None = None) -> None:
+        super().__init__(begin, around)
         self._source = source
 
     def __aiter__(self) -> AsyncMessages[T]:
         if self._other_task() is None:
             return self
-        return AsyncMessages(self._source.__aiter__(), self._begin)
+        return AsyncMessages(self._source.__aiter__(), self._begin, self._around)
 
     async def __anext__(self) -> T:
         self._move_on()
         task = _current_task()
         self._task = None if task is None else weakref.ref(task)
-        message = await self._source.__anext__()
+        step, around = self._source.__anext__, self._around
+        message = await step() if around is None else await around(step)
         self._enter(message)
         return message
 
@@ -170,6 +176,28 @@ class AsyncMessages(_Loop, Generic[T]):
         """The task that loops over this, where it is not the one at hand and is not over."""
         task = None if self._task is None else self._task()
         return None if task is None or task is _current_task() or task.done() else task
+
+
+class MessageList(list[T]):
+    """Messages as a pull call returned them: a list, but whatever iterates it handles each inside its CONSUMER span,
+    and each once more inside its context when it is iterated again."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, messages: Iterable[T], begin: Begin) -> None:
+        super().__init__(messages)
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[T]:
+        return Messages(super().__iter__(), self._begin)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return list, (self[:],)  # copied and pickled as a list is
+
+    @staticmethod
+    def plain(messages: Iterable[T]) -> list[T]:
+        """The messages, without handling them."""
+        return messages[:] if isinstance(messages, MessageList) else list(messages)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

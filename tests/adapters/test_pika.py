@@ -543,7 +543,8 @@ class TestPull:
 
 def kept() -> int:
     """How many messages are remembered for their settlement."""
-    return sum(map(len, adapter._waiting._channels.values()))
+    unsettled = adapter.PIKA.unsettled
+    return sum(len(unsettled.keys(channel)) for channel in unsettled.holders())
 
 
 class TestSettle:
