@@ -45,7 +45,7 @@ from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
 from queueprop.kit.iteration import AsyncMessages, Begin, MessageList, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.nesting import is_inside, work_at_hand
+from queueprop.kit.nesting import Everything, is_inside, work_at_hand
 from queueprop.kit.words import Words
 from queueprop.settings import Settings
 from queueprop.wire import propagation
@@ -288,6 +288,7 @@ class _AIOKafka(Library):
 
     def settled(self, via: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
         offsets = calls.given(0, "offsets", args, kwargs)
+        partitions: Any = offsets if isinstance(offsets, Mapping) else ()
         if _name_of(call) == "send_offsets_to_transaction":
             group = calls.given(1, "group_id", args, kwargs)
             holders = [it for it in self.unsettled.holders() if getattr(it, "_group_id", None) == group]
@@ -296,20 +297,19 @@ class _AIOKafka(Library):
             is_known = isinstance(via, AIOKafkaConsumer)
             holders, group = [via] if is_known else [], getattr(via, "_group_id", None)
             told = _told(getattr(via, "_client", None))
-            if not isinstance(offsets, Mapping) and is_known:
-                offsets = via.assignment()
+            if not isinstance(offsets, Mapping):
+                partitions = via.assignment() if is_known else _WHATEVER
 
         def destination(settled: Sequence[Destination]) -> Destination:
             return kafka.destination_of_all([(it.name, it.partition_id) for it in settled], group, *told)
 
-        def picks(partition: Any) -> bool:
-            return offsets is None or partition in offsets
-
-        return Settlement("commit", holders, picks=picks, destination=destination)
+        return Settlement("commit", holders, picks=partitions.__contains__, destination=destination)
 
 
 AIOKAFKA = _AIOKafka()
 _words = Words(AIOKAFKA)
+
+_WHATEVER = Everything()
 
 
 def _name_of(function: Any) -> str:

@@ -210,8 +210,10 @@ class _Pika(Library):
             return None
         return _Publication(Publish(*given), channel)
 
-    def message(self, native: Any) -> Message:
-        delivery = Delivery(*native)
+    def native(self, given: Any) -> Any:
+        return given if self.is_nothing(given) else Delivery(*given)
+
+    def message(self, delivery: Any) -> Message:
         method, properties = delivery.method, delivery.properties
         return Message(
             headers=properties.headers,
@@ -239,7 +241,7 @@ class _Pika(Library):
         for index, argument in enumerate(given):
             if isinstance(argument, _DELIVERIES):
                 properties, body = (*given[index + 1 : index + 3], None, None)[:2]
-                message = None if properties is None else (argument, properties, body)
+                message = None if properties is None else Delivery(argument, properties, body)
                 return message, given[index - 1] if index else None
         return None
 

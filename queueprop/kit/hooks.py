@@ -319,17 +319,21 @@ class Hooks:
     def step(self, source: Source | None = None, destination: Destination | None = None) -> Begin:
         """What is done with each message that a loop is given: its scope."""
 
-        def begin(native: Any) -> Scope | None:
+        library = self.library
+
+        def begin(given: Any) -> Scope | None:
+            native = library.native(given)
             process = self.process(native, source, destination)
             if isinstance(process, Process):
-                self.library.deliveries.of(native).was_looped = True
+                library.deliveries.of(native).was_looped = True
             return process
 
         return begin
 
-    def handled(self, native: Any, destination: Destination | None = None) -> AbstractContextManager[Span]:
+    def handled(self, given: Any, destination: Destination | None = None) -> AbstractContextManager[Span]:
         """``process`` for one pulled message, as a context manager in any case."""
         try:
+            native = self.library.native(given)
             self._tell_of_workers(native)
             return self.process(native, None, destination) or nullcontext(INVALID_SPAN)
         except Exception as error:
@@ -350,10 +354,11 @@ class Hooks:
             )
 
     def handled_together(
-        self, natives: Sequence[Any], destination: Destination | None = None
+        self, given: Sequence[Any], destination: Destination | None = None
     ) -> AbstractContextManager[Span]:
         """The handling of several deliveries at once, as a context manager in any case."""
         try:
+            natives = [self.library.native(it) for it in given]
             return self._batch([it for it in natives if not self.library.is_nothing(it)], destination)
         except Exception as error:
             guard.fault(f"reading the messages of a batch of {self.library.name}", error)

@@ -62,6 +62,10 @@ class Library(ABC):
 
     # What may be said
 
+    def native(self, given: Any) -> Any:
+        """The message in what a loop or a pull call gives: ``(body, message)`` where that is how it gives it."""
+        return given
+
     def is_nothing(self, native: Any) -> bool:
         """Whether it is no message: an idle tick, what an empty queue gives."""
         return native is None
@@ -76,7 +80,8 @@ class Library(ABC):
 
     def pulls(self, returned: Any) -> Sequence[Any]:
         """The messages that a pull call returned."""
-        return () if self.is_nothing(returned) else (returned,)
+        native = self.native(returned)
+        return () if self.is_nothing(native) else (native,)
 
     def pulled_from(self, natives: Sequence[Any], source: Source | None) -> Destination:
         """What a pull call's span names: what all that it returned has in common."""

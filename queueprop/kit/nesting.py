@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
 
+from opentelemetry.trace import SpanKind, get_current_span
+
+from queueprop.wire import propagation
+
 What = Literal["publish", "pull", "settle", "perform"]
 
 
@@ -98,6 +102,18 @@ def is_spoken_for(*transports: object) -> bool:
     """Whether what goes through one of these now is traced by a layer above: its own adapter leaves it alone."""
     spoken_for = _spoken_for.get()
     return bool(spoken_for) and any(transport in spoken_for for transport in transports)
+
+
+def is_carried(headers: object) -> bool:
+    """Whether a PRODUCER span is current that has put its context into these headers: this publish is traced by it.
+
+    OpenTelemetry's instrumentation of a layer above makes such a one, and ``send_span``.
+    """
+    span = get_current_span()
+    if getattr(span, "kind", None) is not SpanKind.PRODUCER:
+        return False
+    carried, current = propagation.read(headers).span_context, span.get_span_context()
+    return carried.span_id == current.span_id and carried.trace_id == current.trace_id
 
 
 class Everything(Container[object]):
