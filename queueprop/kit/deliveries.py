@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from queueprop.engine.message import Destination
-from queueprop.engine.operations import Process
+from queueprop.engine.operations import Process, ProcessBatch
 from queueprop.kit.kept import Kept
 
 
@@ -15,6 +15,7 @@ class Delivery:
     """One delivery, from where it is first seen until its message is dropped."""
 
     __slots__ = (
+        "batch",
         "destination",
         "is_attached",
         "is_counted",
@@ -30,6 +31,8 @@ class Delivery:
         self.source: Any = None
         self.process: Process | None = None
         """Its handling, once that has begun."""
+        self.batch: ProcessBatch | None = None
+        """Its handling together with others."""
         self.is_pulled = False
         """Whether a call of the user's returned it: nothing has handled it yet."""
         self.is_attached = False

@@ -296,7 +296,7 @@ class Hooks:
         delivery.process = process
         delivery.is_attached = True
         if self.settles:
-            self.await_settlement(native, source, destination, message, process)
+            self.await_settlement(native, source, destination, message)
         return process
 
     def loop(
@@ -375,9 +375,10 @@ class Hooks:
         )
         for native, delivery, message in zip(natives, deliveries, messages, strict=True):
             delivery.is_attached = delivery.is_counted = True
+            delivery.batch = process
             if self.settles:
                 its_own = delivery.destination or destination
-                self.await_settlement(native, delivery.source, its_own, message, process)
+                self.await_settlement(native, delivery.source, its_own, message)
         return process
 
     # Settling
@@ -422,14 +423,13 @@ class Hooks:
         source: Source | None,
         destination: Destination,
         message: Message,
-        process: Process | ProcessBatch | None = None,
     ) -> None:
         """Where settlements are traced: remembers a delivery, without its body, until it is settled."""
         library = self.library
         place = library.settlement_of(native, source)
         if place is None or place[0] is None:
             return
-        library.unsettled.put(*place, Unsettled(destination, message, process))
+        library.unsettled.put(*place, Unsettled(destination, message, library.deliveries.of(native)))
 
 
 class _Settling:
@@ -489,4 +489,4 @@ class _Settling:
         if not self._settlement.is_about(place[1]):
             return None
         delivery.is_settled = library.settles_each
-        return Unsettled(scope.labels.destination, scope.message, scope)
+        return Unsettled(scope.labels.destination, scope.message, delivery)

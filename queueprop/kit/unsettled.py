@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from queueprop.engine.message import Destination, Message
-from queueprop.engine.operations import Process, ProcessBatch
+from queueprop.kit.deliveries import Delivery
 
 
 class Unsettled:
@@ -12,16 +12,14 @@ class Unsettled:
     Args:
         destination: where it was delivered from.
         message: as read; what of it is not needed is not kept.
-        process: its handling, once there is one.
+        delivery: what is known of it, its handling above all, once there is one.
     """
 
-    __slots__ = ("_message", "destination", "process")
+    __slots__ = ("_delivery", "_message", "destination")
 
-    def __init__(
-        self, destination: Destination, message: Message, process: Process | ProcessBatch | None = None
-    ) -> None:
+    def __init__(self, destination: Destination, message: Message, delivery: Delivery) -> None:
         self.destination = destination
-        self.process = process
+        self._delivery = delivery
         self._message = Message(
             headers=message.headers,
             id=message.id,
@@ -32,5 +30,6 @@ class Unsettled:
     @property
     def message(self) -> Message:
         """The message, with the context that its settlement's span is a child of."""
-        self._message.process_context = None if self.process is None else self.process.settle_context
+        process = self._delivery.process or self._delivery.batch
+        self._message.process_context = None if process is None else process.settle_context
         return self._message
