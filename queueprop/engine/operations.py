@@ -449,7 +449,11 @@ class Process(Operation):
         """What is current where the same delivery is handled once more, or elsewhere; None where nothing was traced."""
         if self._incoming is None:
             return None
-        span = self.span if not self.closed else NonRecordingSpan(self.span.get_span_context())
+        span = self.span
+        if not span.get_span_context().is_valid:
+            span = get_current_span(self._incoming)
+        elif self.closed:
+            span = NonRecordingSpan(span.get_span_context())
         return _inside(current, self._incoming, span)
 
     def carries(self, found: propagation.Extraction) -> bool:
@@ -465,8 +469,7 @@ class Process(Operation):
         found = propagation.read(message.headers, telemetry.baggage_allow)
         self._creation = found.span_context
         self._incoming = incoming = found.context if trusted else Context()
-        self.span = get_current_span(incoming)
-        self.attach(_inside(current, incoming, self.span), current)
+        self.attach(_inside(current, incoming, get_current_span(incoming)), current)
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)

@@ -13,8 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from queueprop import guard, settings
 from queueprop.engine import engine as spans
 from queueprop.testing import capture_spans
-
-from .telemetry import Telemetry
+from tests.telemetry import Telemetry
 
 
 @pytest.fixture(autouse=True)

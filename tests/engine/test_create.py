@@ -9,8 +9,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, get_current_span
 
 from queueprop import Destination, Message, guard
-
-from .telemetry import ORDERS, Telemetry, attributes, ids, links, parent, written
+from tests.telemetry import ORDERS, Telemetry, attributes, ids, links, parent, written
 
 NOWHERE = Destination("test", server_address="broker.example")
 

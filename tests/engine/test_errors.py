@@ -15,8 +15,7 @@ from opentelemetry.trace import StatusCode
 
 from queueprop import Message
 from queueprop.engine.engine import engine_for
-
-from .telemetry import ORDERS, TRACEPARENT, Telemetry, attributes
+from tests.telemetry import ORDERS, TRACEPARENT, Telemetry, attributes
 
 
 class Refused(Exception):

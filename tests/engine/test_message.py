@@ -35,7 +35,7 @@ from queueprop.engine import semconv
 def test_the_name_of_a_span(destination: Destination, name: str) -> None:
     """`{operation} {destination}`: its template, else its name where that is of low cardinality, else the server's
     address, or nothing."""
-    assert destination.operation(semconv.SEND, "publish").span_name == name
+    assert destination.labels(semconv.SEND, "publish").span_name == name
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_the_name_of_a_span(destination: Destination, name: str) -> None:
 )
 def test_the_kind_of_a_span(kind: str, span_kind: SpanKind) -> None:
     """By the type of the operation."""
-    operation = Destination("q", "orders").operation(kind, "x")
+    operation = Destination("q", "orders").labels(kind, "x")
     assert (operation.span_kind, operation.attributes["messaging.operation.type"]) == (span_kind, kind)
 
 
 def test_a_send_beside_create_spans() -> None:
     """The kind can be given: such a send is a CLIENT."""
-    operation = Destination("q", "orders").operation(semconv.SEND, "publish", SpanKind.CLIENT)
+    operation = Destination("q", "orders").labels(semconv.SEND, "publish", SpanKind.CLIENT)
     assert operation.span_kind is SpanKind.CLIENT
 
 
@@ -75,7 +75,7 @@ def test_all_attributes() -> None:
         server_port=5672,
         attributes={"messaging.rabbitmq.destination.routing_key": "k"},
     )
-    assert destination.operation(semconv.PROCESS, "process").attributes == {
+    assert destination.labels(semconv.PROCESS, "process").attributes == {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
@@ -99,14 +99,14 @@ def test_all_attributes() -> None:
 def test_the_network_peer(kind: str, there: bool) -> None:
     """`network.peer.*` is on the operations that talk to the broker, and not on create or process."""
     peer: dict[str, AttributeValue] = {"network.peer.address": "10.0.0.1", "network.peer.port": 5672}
-    attributes = Destination("q", attributes={**peer, "a": 1}).operation(kind, "x").attributes
+    attributes = Destination("q", attributes={**peer, "a": 1}).labels(kind, "x").attributes
     assert peer.items() <= attributes.items() if there else not peer.keys() & attributes.keys()
     assert attributes["a"] == 1
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """No empty, false or None attributes."""
-    assert Destination("q").operation(semconv.SEND, "publish").attributes == {
+    assert Destination("q").labels(semconv.SEND, "publish").attributes == {
         "messaging.system": "q",
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
@@ -116,11 +116,11 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_operations_are_built_once() -> None:
     """The same operation of one destination is the same object, and another one is not."""
     destination = Destination("q", "orders")
-    publish = destination.operation(semconv.SEND, "publish")
-    assert destination.operation(semconv.SEND, "publish") is publish
-    assert destination.operation(semconv.SEND, "enqueue") is not publish
-    assert destination.operation(semconv.SEND, "publish", SpanKind.CLIENT) is not publish
-    assert Destination("q", "orders").operation(semconv.SEND, "publish") is not publish
+    publish = destination.labels(semconv.SEND, "publish")
+    assert destination.labels(semconv.SEND, "publish") is publish
+    assert destination.labels(semconv.SEND, "enqueue") is not publish
+    assert destination.labels(semconv.SEND, "publish", SpanKind.CLIENT) is not publish
+    assert Destination("q", "orders").labels(semconv.SEND, "publish") is not publish
 
 
 def test_a_destination_is_a_value() -> None:
@@ -129,7 +129,7 @@ def test_a_destination_is_a_value() -> None:
         Destination("q", "orders", attributes={"a": 1}),
         Destination("q", "orders", attributes={"a": 1}),
     )
-    one.operation(semconv.SEND, "publish")
+    one.labels(semconv.SEND, "publish")
     assert one == other
     assert hash(one) == hash(other)
     assert one != Destination("q", "orders")
@@ -142,11 +142,11 @@ def test_a_destination_is_a_value() -> None:
 def test_a_destination_can_be_handed_on(transfer: Any) -> None:
     """Copied or pickled (for a worker process), also when it is in use."""
     one = Destination("q", "orders")
-    one.operation(semconv.SEND, "publish")
+    one.labels(semconv.SEND, "publish")
     other = transfer(one)
     assert other == one
-    assert other.operation(semconv.SEND, "publish").span_name == "publish orders"
-    assert dataclasses.replace(one, name="x").operation(semconv.SEND, "publish").span_name == "publish x"
+    assert other.labels(semconv.SEND, "publish").span_name == "publish orders"
+    assert dataclasses.replace(one, name="x").labels(semconv.SEND, "publish").span_name == "publish x"
 
 
 def test_a_message_needs_nothing() -> None:
@@ -155,14 +155,6 @@ def test_a_message_needs_nothing() -> None:
     assert message.headers is None
     assert message.process_context is None
     assert Message({"a": "1"}).headers == {"a": "1"}
-
-
-def test_the_identity_of_a_delivery() -> None:
-    """`key` where it is given, else the library's own message."""
-    native, key = object(), object()
-    assert Message(native=native).identity is native
-    assert Message(native=native, key=key).identity is key
-    assert Message().identity is None
 
 
 def test_a_message_takes_no_other_field() -> None:

@@ -13,8 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Trac
 
 from queueprop import Message, Settings
 from queueprop.engine.engine import Engine
-
-from .telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
+from tests.telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
 
 
 class OldNoOpTracer(trace.NoOpTracer):
@@ -53,7 +52,7 @@ def test_what_came_in_goes_on(engine: Engine) -> None:
 
 def test_a_message_without_a_context(engine: Engine) -> None:
     """Nothing comes in, nothing goes out; a span that is current around the loop does not get in."""
-    forwarded: dict[str, Any] = {"traceparent": TRACEPARENT}
+    forwarded: dict[str, Any] = {"tracestate": "a=1"}
     ambient = NonRecordingSpan(trace.SpanContext(5, 6, is_remote=False, trace_flags=trace.TraceFlags(1)))
     with (
         trace.use_span(ambient),
@@ -113,7 +112,7 @@ def test_the_global_provider_is_asked_each_time(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An SDK that is set up after queueprop was imported, or replaced, is used from then on."""
-    from queueprop.engine import engine as spans
+    from queueprop.engine import telemetry as spans
 
     current: list[trace.TracerProvider] = [NoOpTracerProvider()]
     monkeypatch.setattr(spans, "get_tracer_provider", lambda: current[0])

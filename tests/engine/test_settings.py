@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "exclude": (),
     "settle_spans": False,
     "receive_spans": True,
+    "loop_spans": True,
     "capture_headers": (),
     "body_size": False,
     "flush_timeout": 2.0,

@@ -12,8 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from queueprop import Message
 from queueprop.engine.engine import Engine, engine_for
-
-from .telemetry import (
+from tests.telemetry import (
     CREATION,
     ORDERS,
     TRACE,

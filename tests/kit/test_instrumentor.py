@@ -19,8 +19,7 @@ from queueprop import Message, Settings
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.kit import instrumentor as adapter
 from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rivals, missing_extra
-
-from .telemetry import ORDERS, Telemetry
+from tests.telemetry import ORDERS, Telemetry
 
 
 class Library:

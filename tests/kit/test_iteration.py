@@ -18,8 +18,7 @@ from opentelemetry.trace import StatusCode
 from queueprop import Message
 from queueprop.engine.operations import Process
 from queueprop.kit.iteration import AsyncMessages, GeneratorMessages, Messages, iterate_inside
-
-from .telemetry import ORDERS, Telemetry, traceparent
+from tests.telemetry import ORDERS, Telemetry, traceparent
 
 
 class Loop:

@@ -20,8 +20,17 @@ from queueprop import Message
 from queueprop.engine.engine import Engine
 from queueprop.engine.operations import Process
 from queueprop.kit.handlers import prepared, run_inside
-
-from .telemetry import CREATION, ORDERS, TRACE, TRACEPARENT, Telemetry, attributes, current_ids, ids, parent
+from tests.telemetry import (
+    CREATION,
+    ORDERS,
+    TRACE,
+    TRACEPARENT,
+    Telemetry,
+    attributes,
+    current_ids,
+    ids,
+    parent,
+)
 
 
 def trace_id() -> int:

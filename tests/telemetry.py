@@ -20,6 +20,7 @@ from queueprop.testing import CapturedSpans
 from queueprop.wire.propagation import SPAN_KEY
 
 ORDERS = Destination(system="my-queue", name="orders")
+OTHERS = Destination(system="my-queue", name="others")
 
 Ids = tuple[int, int]
 """A trace id and a span id."""
