@@ -7,19 +7,17 @@ import os
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, TracerProvider
 
-if TYPE_CHECKING:
-    from queueprop.engine.message import Destination, Message
-
 _logger = logging.getLogger("queueprop")
 
 Trust = Literal["all", "none"]
-TrustFunction = Callable[["Destination", "Message"], bool]
-Hook = Callable[[Span, Any], None]
+TrustFunction = Callable[[Any, Any], bool]
+"""Is given the ``Destination`` and the ``Message`` (which lie above these settings)."""
+SpanHook = Callable[[Span, Any], None]
 
 
 def _setting(default: Any) -> Any:
@@ -70,8 +68,8 @@ class Settings:
     flush_timeout: float = _setting(2.0)
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
-    publish_hook: Hook | None = None
-    consume_hook: Hook | None = None
+    publish_hook: SpanHook | None = None
+    consume_hook: SpanHook | None = None
 
     def __post_init__(self) -> None:
         for setting in fields(self):

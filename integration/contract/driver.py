@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from integration.contract.actions import Handler
+from integration.contract.actions import Handler, do
 from queueprop import Settings
 from queueprop.kit.instrumentor import Adapter
 
@@ -283,6 +283,10 @@ class Driver(ABC):
         """Makers of every kind of header object that the library itself accepts from its callers."""
         return {}
 
+    def publish_carrying(self, body: str, fields: Mapping[str, str]) -> None:
+        """Publishes with these propagation fields where the caller of the library would write them."""
+        self.publish(body, fields)
+
     def publish_batch(self, bodies: Sequence[str], *, way: str) -> None:
         raise NotImplementedError
 
@@ -297,6 +301,10 @@ class Driver(ABC):
         """Handles deliveries until ``count`` of them are over, and returns. What a handler raised does not
         come out.
         """
+
+    def consume_twice(self, handler: Handler) -> None:
+        """Handles one delivery twice, as a user would in this style: in the handler, or what was pulled once more."""
+        self.consume(do("twice", each=handler.action))
 
     def consume_batch(self, handler: Handler, count: int) -> None:
         raise NotImplementedError

@@ -297,6 +297,18 @@ class PikaDriver(Driver):
         self._arrive()
         self._consume_here(handler, count)
 
+    def consume_twice(self, handler: Handler) -> None:
+        if self.style != "basic_get":
+            super().consume_twice(handler)
+            return
+        self._arrive()
+        with self._consuming(1) as channel:
+            message = self._pull(channel)
+            for _ in range(2):
+                with self._explicitly(lambda: adapter.traced_message(message, settings=self._settings)):
+                    run(handler, self._delivery(channel, message))
+            self._ack(channel, message[0])
+
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         self._arrive()
         with ThreadPoolExecutor(count) as executor:

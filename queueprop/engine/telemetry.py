@@ -24,7 +24,7 @@ from queueprop import guard
 from queueprop.engine import semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message
 from queueprop.engine.metrics import Instruments
-from queueprop.settings import Hook, Settings
+from queueprop.settings import Settings, SpanHook
 from queueprop.version import __version__
 from queueprop.wire import headers, propagation
 from queueprop.wire.propagation import SPAN_KEY
@@ -126,7 +126,7 @@ class Telemetry:
             guard.fault("asking Settings(trust=...) about a message, which counts as untrusted now", error)
             return False
 
-    def enrich(self, span: Span, message: Message, hook: Hook | None) -> None:
+    def enrich(self, span: Span, message: Message, hook: SpanHook | None) -> None:
         """What only a recorded span is worth: the library's attributes, captured headers, sizes, the hook."""
         if not span.is_recording():
             return
@@ -140,7 +140,7 @@ class Telemetry:
         if hook is not None:
             self.run_hook(hook, span, message)
 
-    def run_hook(self, hook: Hook, span: Span, message: Message) -> None:
+    def run_hook(self, hook: SpanHook, span: Span, message: Message) -> None:
         try:
             hook(span, message if message.native is None else message.native)
         except Exception as error:
