@@ -133,6 +133,9 @@ class Driver(ABC):
     broker: ClassVar[str | None] = None
     """The broker that it needs: the fixtures ``<broker>_broker`` and ``private_<broker>`` give it."""
 
+    is_quick: ClassVar[bool] = False
+    """Whether all of its styles are shown where time counts (``--columns=quick``): its broker is in the process."""
+
     ways: ClassVar[Sequence[str]] = ("publish",)
     """The library's calls that publish, each of which makes one message out of one body."""
     batch_ways: ClassVar[Sequence[str]] = ()
