@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, TracerProvider
 
-_logger = logging.getLogger("queueprop")
+from queueprop import guard
 
 Trust = Literal["all", "none"]
 TrustFunction = Callable[[Any, Any], bool]
 """Is given the ``Destination`` and the ``Message`` (which lie above these settings)."""
 SpanHook = Callable[[Span, Any], None]
+Patterns = Mapping[str, str] | tuple[tuple[str, str], ...]
 
 
 def _setting(default: Any) -> Any:
@@ -45,15 +45,22 @@ class Settings:
         exclude: patterns (``tmp.*``) of destinations that get no spans; their context still passes.
         settle_spans: spans for ack, nack, reject and commit.
         receive_spans: a CLIENT span for a pull call of the user's that returned messages.
-        capture_headers: names of headers that become attributes ``messaging.header.<name>``.
+        capture_headers: names of headers that become attributes ``messaging.header.<name>``: of each header at most 16
+            values, of each value its first 1,024 characters.
         body_size: the attribute ``messaging.message.body.size``.
         loop_spans: the body of a loop runs inside its message's span. With false loops are pulls, for programs that
             hand what a loop gives to workers, which handle it inside ``traced_message``.
+        destination_templates: what names of destinations stand for, by patterns: ``{"orders.*": "orders.{id}"}``, as a
+            variable ``orders.*=orders.{id},...``. A template names spans, and metrics instead of the name; the first
+            pattern that matches counts. It goes before a template that the destination has already.
+        destination_limit: how many destinations metrics tell apart in one process, each of them counted once for every
+            operation on it (publish, process, ack); further ones, and those with names of more than 1,024 characters,
+            are measured as one ``_other``. Spans keep their names.
         flush_timeout: seconds that a forked child may spend on handing over its spans before it exits.
         tracer_provider, meter_provider: instead of the global ones.
         publish_hook, consume_hook: called with the recorded span and the library's own message.
 
-    A wrong value logs one warning that names the field and falls back to the default; nothing is raised.
+    A wrong value is one warning that names the field, and the default; nothing is raised.
     """
 
     propagation: Literal["parent", "link"] = _setting("parent")
@@ -65,6 +72,8 @@ class Settings:
     capture_headers: tuple[str, ...] = _setting(())
     body_size: bool = _setting(False)
     loop_spans: bool = _setting(True)
+    destination_templates: Patterns = _setting(())
+    destination_limit: int = _setting(1000)
     flush_timeout: float = _setting(2.0)
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
@@ -94,17 +103,11 @@ def _from_environment(name: str, parse: Callable[[Any], Any], default: Any) -> A
     return _checked(variable, given, parse, default) if given else default
 
 
-_warned: set[tuple[str, str]] = set()
-
-
 def _checked(where: str, given: Any, parse: Callable[[Any], Any], default: Any) -> Any:
     try:
         return parse(given)
     except ValueError as error:
-        shown = _shown(given)
-        if (where, shown) not in _warned:
-            _warned.add((where, shown))
-            _logger.warning("%s: %s, not %s; %r is used instead", where, error, shown, default)
+        guard.mistake(f"reading {where}", f"{error}, not {_shown(given)}; {default!r} is used instead")
         return default
 
 
@@ -138,6 +141,20 @@ def _names(given: Any) -> tuple[str, ...]:
     return tuple(name for name in (item.strip() for item in given) if name)
 
 
+def _templates(given: Any) -> tuple[tuple[str, str], ...]:
+    if isinstance(given, str):
+        given = [item.partition("=")[::2] for item in given.split(",") if item.strip()]
+    elif isinstance(given, Mapping):
+        given = given.items()
+    try:
+        found = tuple((pattern.strip(), template.strip()) for pattern, template in given)
+    except (TypeError, ValueError, AttributeError):
+        found = (("", ""),)
+    if not all(pattern and template for pattern, template in found):
+        raise ValueError("wants patterns with their templates (orders.*=orders.{id},...) or a dict of them")
+    return found
+
+
 _BOOLEANS = {
     "true": True,
     "1": True,
@@ -167,6 +184,16 @@ def _seconds(given: Any) -> float:
     return value
 
 
+def _number(given: Any) -> int:
+    try:
+        value = int(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else -1
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise ValueError("wants a whole number, zero or more")
+    return value
+
+
 def _having(method: str, what: str) -> Callable[[Any], Any]:
     def parse(given: Any) -> Any:
         if not callable(getattr(given, method, None)):
@@ -186,6 +213,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "capture_headers": _names,
     "body_size": _boolean,
     "loop_spans": _boolean,
+    "destination_templates": _templates,
+    "destination_limit": _number,
     "flush_timeout": _seconds,
     "tracer_provider": _having("get_tracer", "a TracerProvider"),
     "meter_provider": _having("get_meter", "a MeterProvider"),

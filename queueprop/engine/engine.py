@@ -54,15 +54,16 @@ class Engine(Telemetry):
         CLIENT span for the call that links to them. ``created`` are those of messages that were made before.
         """
         if isinstance(message, Message):
-            return Send(self, destination.labels(semconv.SEND, operation), (message,))
-        return SendBatch(self, destination.labels(semconv.SEND, operation, SpanKind.CLIENT), message, created)
+            return Send(self, destination.labels(semconv.SEND, operation, None, self.templates), (message,))
+        send = destination.labels(semconv.SEND, operation, SpanKind.CLIENT, self.templates)
+        return SendBatch(self, send, message, created)
 
     def create(self, destination: Destination, message: Message) -> Create:
         """The making of a message that a batch takes along later: a PRODUCER span, and its context in the message.
 
         For batches that are filled message by message, before their destination is known; else ``send`` makes it.
         """
-        return Create(self, destination.labels(semconv.CREATE, "create"), message)
+        return Create(self, destination.labels(semconv.CREATE, "create", None, self.templates), message)
 
     @overload
     def process(
@@ -98,7 +99,7 @@ class Engine(Telemetry):
         ``started_at`` (nanoseconds since the epoch) is for a span made after the fact. ``is_counted`` says whether
         it counts as a delivery, of a batch for each message: what was pulled is counted there.
         """
-        process = destination.labels(semconv.PROCESS, operation)
+        process = destination.labels(semconv.PROCESS, operation, None, self.templates)
         if isinstance(message, Message):
             return Process(self, process, message, started_at, is_counted)
         return ProcessBatch(self, process, message, started_at, None if is_counted is True else is_counted)
@@ -119,7 +120,12 @@ class Engine(Telemetry):
         returns counts as delivered, and is not to be counted again when it is handled.
         """
         return Receive(
-            self, destination.labels(semconv.RECEIVE, operation), batch, started_at, has_span, counts
+            self,
+            destination.labels(semconv.RECEIVE, operation, None, self.templates),
+            batch,
+            started_at,
+            has_span,
+            counts,
         )
 
     def settle(
@@ -130,7 +136,7 @@ class Engine(Telemetry):
         Of several messages that are settled at once it is the last one's child, and links to the others.
         """
         messages = (message,) if isinstance(message, Message) else message
-        return Settle(self, destination.labels(semconv.SETTLE, operation), messages)
+        return Settle(self, destination.labels(semconv.SETTLE, operation, None, self.templates), messages)
 
 
 def engine_for(settings: Settings | None = None) -> Engine:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
@@ -13,6 +16,10 @@ from opentelemetry.util.types import AttributeValue
 from queueprop.engine import semconv
 
 Attributes = Mapping[str, AttributeValue]
+P = ParamSpec("P")
+
+LONGEST_VALUE = 1024
+"""Characters of a text from outside (a name, an id, a key, a header) that become a value of an attribute."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Destination:
 
     Args:
         system: ``messaging.system``: ``rabbitmq``, ``kafka``, or the name that its users would search for.
-        name: the destination's name; ``None`` where it has none.
+        name: the destination's name; ``None`` where it has none. Telemetry has its first 1,024 characters.
         template: a low-cardinality form of the name (``orders.{region}``); it then names the spans.
         temporary: the destination goes away with its connection; its name is kept out of span names and metrics.
         anonymous: the broker made its name up; likewise.
@@ -44,19 +51,25 @@ class Destination:
     server_address: str | None = None
     server_port: int | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict, hash=False)
-    _labels: dict[tuple[str, str, SpanKind | None], Labels] = field(
+    _labels: dict[tuple[str, str, SpanKind | None, Templates | None], Labels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def labels(self, kind: str, name: str, span_kind: SpanKind | None = None) -> Labels:
+    def labels(
+        self, kind: str, name: str, span_kind: SpanKind | None = None, templates: Templates | None = None
+    ) -> Labels:
         """Those of the operation of this type (``semconv.SEND``...) and name (``publish``, ``ack``...) here.
 
-        ``span_kind`` is the type's own unless given: a send beside create spans is a CLIENT.
+        ``span_kind`` is the type's own unless given: a send beside create spans is a CLIENT. ``templates`` are those of
+        the settings, where they have any.
         """
-        key = (kind, name, span_kind)
+        key = (kind, name, span_kind, templates)
         known = self._labels.get(key)
         if known is None:
-            known = self._labels[key] = Labels(self, kind, name, span_kind or _KINDS[kind])
+            template = templates.of(self) if templates is not None else self.template
+            known = Labels(self, kind, name, span_kind or _KINDS[kind], template)
+            if len(self._labels) < _MOST_LABELS:
+                self._labels[key] = known
         return known
 
     @property
@@ -69,6 +82,65 @@ class Destination:
         if self.server_address and self.server_port:
             return f"{self.server_address}:{self.server_port}"
         return self.server_address
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied or pickled without what it has cached, which belongs to this process.
+        return {**self.__dict__, "_labels": {}}
+
+
+class Templates:
+    """``Settings(destination_templates=...)``: what the names of destinations stand for, by their patterns."""
+
+    def __init__(self, patterns: Iterable[tuple[str, str]]) -> None:
+        self._patterns = [
+            (re.compile(fnmatch.translate(pattern)).match, template) for pattern, template in patterns
+        ]
+
+    def of(self, destination: Destination) -> str | None:
+        """The template of the first pattern that matches the destination's name; else the destination's own."""
+        for matches, template in self._patterns:
+            if matches(destination.name or ""):
+                return template
+        return destination.template
+
+
+def bounded(value: AttributeValue) -> AttributeValue:
+    """A value from outside, as that of an attribute: of a text its first 1,024 characters."""
+    return value[:LONGEST_VALUE] if isinstance(value, str) and len(value) > LONGEST_VALUE else value
+
+
+def remembered(make: Callable[P, Destination]) -> Callable[P, Destination]:
+    """Keeps the destinations that a function of texts has made: the latest 1,000 at most, and none of a long name.
+
+    A message may have a destination of its own (a reply queue, a routing key with an id), so what is kept has a bound.
+    """
+    kept: dict[tuple[object, ...], Destination] = {}
+
+    @functools.wraps(make)
+    def find(*key: P.args, **none: P.kwargs) -> Destination:
+        try:
+            return kept[key]
+        except KeyError:
+            destination = make(*key, **none)
+        if len(destination.name or "") <= LONGEST_VALUE:
+            if len(kept) >= _MOST_DESTINATIONS:
+                _forget(kept)  # those that are in use are soon made again
+            kept[key] = destination
+        return destination
+
+    return find
+
+
+def _forget(kept: dict[tuple[object, ...], Destination]) -> None:
+    gone = list(kept.values())
+    kept.clear()
+    for destination in gone:
+        # It and its operations know each other: together they would wait for the garbage collector.
+        destination._labels.clear()
+
+
+_MOST_DESTINATIONS = 1000
+_MOST_LABELS = 32  # of one destination
 
 
 @dataclass(slots=True)
@@ -120,23 +192,38 @@ _PEER = (semconv.NETWORK_PEER_ADDRESS, semconv.NETWORK_PEER_PORT)
 class Labels:
     """What all spans and measurements of one operation on one destination have in common, computed once."""
 
-    __slots__ = ("attributes", "destination", "kind", "metric_attributes", "name", "span_kind", "span_name")
+    __slots__ = (
+        "attributes",
+        "destination",
+        "kind",
+        "measured",
+        "name",
+        "span_kind",
+        "span_name",
+        "template",
+    )
 
-    def __init__(self, destination: Destination, kind: str, name: str, span_kind: SpanKind) -> None:
+    def __init__(
+        self, destination: Destination, kind: str, name: str, span_kind: SpanKind, template: str | None
+    ) -> None:
         self.destination = destination
         self.kind = kind
         self.name = name
         self.span_kind = span_kind
-        label = destination.label
-        self.span_name = f"{name} {label}" if label else name
-        self.metric_attributes = _metric_attributes(destination, name)
-        self.attributes = _span_attributes(destination, kind, name)
+        self.template = template
+        label = template or destination.label
+        self.span_name = f"{name} {bounded(label)}" if label else name
+        self.attributes = _span_attributes(destination, kind, name, template)
+        self.measured: tuple[object, Mapping[str, AttributeValue]] | None = None
+        """What it is called on metrics, and by whom: see ``Instruments.attributes_of``."""
 
 
-def _span_attributes(destination: Destination, kind: str, name: str) -> dict[str, AttributeValue]:
+def _span_attributes(
+    destination: Destination, kind: str, name: str, template: str | None
+) -> dict[str, AttributeValue]:
     optional: dict[str, AttributeValue | None] = {
         semconv.DESTINATION_NAME: destination.name,
-        semconv.DESTINATION_TEMPLATE: destination.template,
+        semconv.DESTINATION_TEMPLATE: template,
         semconv.DESTINATION_TEMPORARY: destination.temporary or None,
         semconv.DESTINATION_ANONYMOUS: destination.anonymous or None,
         semconv.DESTINATION_PARTITION_ID: destination.partition_id,
@@ -152,23 +239,6 @@ def _span_attributes(destination: Destination, kind: str, name: str) -> dict[str
         semconv.SYSTEM: destination.system,
         semconv.OPERATION_NAME: name,
         semconv.OPERATION_TYPE: kind,
-        **{key: value for key, value in optional.items() if value is not None},
-        **further,
-    }
-
-
-def _metric_attributes(destination: Destination, name: str) -> dict[str, AttributeValue]:
-    low_cardinality = not destination.temporary and not destination.anonymous and not destination.template
-    optional: dict[str, AttributeValue | None] = {
-        semconv.DESTINATION_NAME: destination.name if low_cardinality else None,
-        semconv.DESTINATION_TEMPLATE: destination.template,
-        semconv.DESTINATION_PARTITION_ID: destination.partition_id,
-        semconv.CONSUMER_GROUP_NAME: destination.consumer_group,
-        semconv.SERVER_ADDRESS: destination.server_address,
-        semconv.SERVER_PORT: destination.server_port,
-    }
-    return {
-        semconv.SYSTEM: destination.system,
-        semconv.OPERATION_NAME: name,
-        **{key: value for key, value in optional.items() if value is not None},
+        **{key: bounded(value) for key, value in optional.items() if value is not None},
+        **{key: bounded(value) for key, value in further.items()},
     }

@@ -9,10 +9,13 @@ a Context that does not know it is left alone.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+
+from queueprop import guard
 
 _SCOPE_KEY = create_key("queueprop-scope")
 
@@ -26,6 +29,26 @@ def is_suppressed(context: Context) -> bool:
         if context.get(key):
             return True
     return False
+
+
+def span_context_of(span: object) -> SpanContext:
+    """The context of a span, which may be anybody's; ``INVALID_SPAN_CONTEXT`` where it does not tell. Never raises."""
+    try:
+        context: object = span.get_span_context()  # type: ignore[attr-defined]
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        return INVALID_SPAN_CONTEXT
+    return context if isinstance(context, SpanContext) else INVALID_SPAN_CONTEXT
+
+
+def records(span: Any) -> bool:
+    """Whether it is worth telling this span more, and linking to it. It may be anybody's: never raises."""
+    try:
+        return bool(span.is_recording())
+    except Exception as error:
+        guard.fault("asking a span whether it records", error)
+        return False
 
 
 def current_scope(context: Context) -> AttachedContext | None:

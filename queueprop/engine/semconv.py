@@ -29,6 +29,7 @@ SERVER_PORT = "server.port"
 NETWORK_PEER_ADDRESS = "network.peer.address"
 NETWORK_PEER_PORT = "network.peer.port"
 ERROR_TYPE = "error.type"
+OPENTRACING_REF_TYPE = "opentracing.ref_type"
 
 # Attributes of our own: the conventions have none for these
 HEADER = "messaging.header."

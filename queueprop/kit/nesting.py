@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from opentelemetry.trace import SpanKind, get_current_span
 
+from queueprop.engine.scope import span_context_of
 from queueprop.wire import propagation
 
 What = Literal["publish", "pull", "settle", "perform"]
@@ -112,7 +113,7 @@ def is_carried(headers: object) -> bool:
     span = get_current_span()
     if getattr(span, "kind", None) is not SpanKind.PRODUCER:
         return False
-    carried, current = propagation.read(headers).span_context, span.get_span_context()
+    carried, current = propagation.read(headers).span_context, span_context_of(span)
     return carried.span_id == current.span_id and carried.trace_id == current.trace_id
 
 

@@ -7,9 +7,8 @@ between.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
-from queueprop.engine.message import Destination
+from queueprop.engine.message import Destination, remembered
 
 SYSTEM = "rabbitmq"
 ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
@@ -74,9 +73,9 @@ def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
     return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _destination(
-    parts: tuple[str, ...], routing_key: str, system: str, host: str | None, port: int | None
+    parts: tuple[str, ...], routing_key: str, system: str, host: str | None, port: int | None, /
 ) -> Destination:
     lasting = [part for part in parts if part and not part.startswith(SERVER_NAMED)]
     name = ":".join(filter(None, parts))

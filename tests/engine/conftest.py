@@ -10,7 +10,7 @@ from opentelemetry.context import attach, get_current
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from queueprop import guard, settings
+from queueprop import guard
 from queueprop.engine import engine as spans
 from queueprop.testing import capture_spans
 from tests.telemetry import Telemetry
@@ -23,7 +23,6 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setattr(guard, "_logged", {})
     monkeypatch.setattr(guard, "_not_ours", ())
-    monkeypatch.setattr(settings, "_warned", set())
     monkeypatch.setattr(spans, "_default", None)
 
 

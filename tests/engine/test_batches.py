@@ -112,7 +112,7 @@ def test_one_untrusted_message(telemetry: Telemetry) -> None:
 
 def test_what_differs_is_on_the_links(telemetry: Telemetry) -> None:
     """Ids and attributes of one message stand on its link, not on the span."""
-    first, second = batch((TRACE, 1), (TRACE, 2))
+    first, second = batch((TRACE, 1), (OTHER_TRACE, 2))
     first.id, first.attributes = "m1", {"messaging.kafka.offset": 7}
     with telemetry.engine().process(ORDERS, [first, second]):
         pass

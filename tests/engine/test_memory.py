@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,6 +238,66 @@ def test_a_loop_leaves_no_cycle(engine: Engine) -> None:
         spans.append(seen.operation)
         assert [one() is None for one in spans[:-1]] == [True] * (len(spans) - 1)
     assert spans[-1]() is None
+
+
+# Publishes to, and handles from, that many destinations that are made for one message each: those of a user's own and
+# those of an adapter. What it adds to the process is printed, in MiB.
+NAMES = """
+import gc, os, sys
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from queueprop import Destination, Message, Settings
+from queueprop.kit import rabbitmq
+from queueprop.engine.engine import engine_for
+
+reader = InMemoryMetricReader()
+engine = engine_for(Settings(tracer_provider=TracerProvider(), meter_provider=MeterProvider([reader])))
+
+def own(name):
+    return Destination("my-queue", name), Destination("my-queue", name)
+
+def adapter_s(name):
+    server = ("rabbitmq", "broker.example", 5672)
+    return rabbitmq.producer_destination("", name, *server), rabbitmq.consumer_destination("shop", "", name, *server)
+
+def handle(number):
+    to, source = (own, adapter_s)[number % 2](f"reply-{number:08}-4bf92f3577b34da6a3ce929d0e0e4736")
+    headers = {}
+    with engine.send(to, Message(headers)):
+        pass
+    with engine.process(source, Message(headers if number % 3 else {}, sent_at=1.0)):
+        pass
+
+def resident():
+    gc.collect()
+    with open("/proc/self/statm") as figures:
+        return int(figures.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+for number in range(-4, 0):
+    handle(number)
+before = resident()
+for number in range(int(sys.argv[1])):
+    handle(number)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="this system does not tell its memory there"
+)
+def test_destinations_without_end(tmp_path: Path) -> None:
+    """20,000 of them, each for one message, with traces and metrics of the real SDK: under 10 MiB, as any number."""
+    result = subprocess.run(
+        [sys.executable, "-c", NAMES, "20000"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    assert float(result.stdout) < 10
 
 
 def test_a_carried_context_is_freed_with_its_function(engine: Engine) -> None:

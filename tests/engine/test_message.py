@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from opentelemetry.util.types import AttributeValue
 
 from queueprop import Destination, Message
 from queueprop.engine import semconv
+from queueprop.engine.engine import engine_for
+from queueprop.engine.message import Templates, bounded, remembered
+from tests.telemetry import Telemetry
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_a_destination_is_a_value() -> None:
     assert one == other
     assert hash(one) == hash(other)
     assert one != Destination("q", "orders")
-    assert "_operations" not in repr(one)
+    assert "_labels" not in repr(one)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.name = "x"  # type: ignore[misc]
 
@@ -147,6 +152,152 @@ def test_a_destination_can_be_handed_on(transfer: Any) -> None:
     assert other == one
     assert other.labels(semconv.SEND, "publish").span_name == "publish orders"
     assert dataclasses.replace(one, name="x").labels(semconv.SEND, "publish").span_name == "publish x"
+
+
+def test_it_is_handed_on_without_what_it_has_cached() -> None:
+    """That belongs to one process, and may be large: its metrics know other destinations."""
+    one = Destination("q", "orders")
+    before = pickle.dumps(one)
+    for name in ("publish", "enqueue"):
+        one.labels(semconv.SEND, name)
+    assert pickle.dumps(one) == before
+    assert copy.copy(one)._labels == {}
+
+
+def test_operations_without_end() -> None:
+    """Names that are made for each call are not kept."""
+    destination = Destination("q", "orders")
+    for number in range(1000):
+        assert destination.labels(semconv.SEND, f"publish {number}").name == f"publish {number}"
+    assert len(destination._labels) < 100
+
+
+class TestTemplates:
+    """Settings(destination_templates=...): what the names of destinations stand for."""
+
+    TEMPLATES = Templates([("orders.*", "orders.{id}"), ("orders.eu.*", "never"), ("reply-??", "reply-{id}")])
+
+    @pytest.mark.parametrize(
+        ("destination", "template"),
+        [
+            (Destination("q", "orders.7"), "orders.{id}"),
+            (Destination("q", "orders.eu.7"), "orders.{id}"),
+            (Destination("q", "reply-42"), "reply-{id}"),
+            (Destination("q", "orders"), None),
+            (Destination("q", "Orders.7"), None),
+            (Destination("q"), None),
+            (Destination("q", "orders.7", template="orders.{region}"), "orders.{id}"),
+            (Destination("q", "mails.7", template="mails.{region}"), "mails.{region}"),
+            (Destination("q", "reply-17", temporary=True, anonymous=True), "reply-{id}"),
+        ],
+    )
+    def test_which_one(self, destination: Destination, template: str | None) -> None:
+        """The first that matches, before one that the destination has: it names the span, and is an attribute beside
+        the name. Without any, all is as it was.
+        """
+        operation = destination.labels(semconv.SEND, "publish", None, self.TEMPLATES)
+        assert operation.attributes.get("messaging.destination.template") == template
+        assert operation.attributes.get("messaging.destination.name") == destination.name
+        assert operation.span_name == f"publish {template or destination.name or ''}".strip()
+        assert operation.destination is destination
+
+    def test_of_two_settings(self) -> None:
+        """One destination under two settings has the name that each of them gives it."""
+        destination = Destination("q", "orders.7")
+        names = [
+            destination.labels(semconv.SEND, "publish", None, templates).span_name
+            for templates in (None, self.TEMPLATES, Templates([("*", "all")]), None)
+        ]
+        assert names == ["publish orders.7", "publish orders.{id}", "publish all", "publish orders.7"]
+
+    def test_in_use(self, telemetry: Telemetry) -> None:
+        """Each kind of operation has it, the create spans of a batch included, also of a topic that is known later."""
+        engine = engine_for(telemetry.settings(destination_templates={"orders.*": "orders.{id}"}))
+        destination = Destination("q", "orders.7")
+        created = engine.create(Destination("q"), Message({}))
+        created.open()
+        created.close(destination)
+        for operation in (
+            engine.send(destination, [Message({})]),
+            engine.process(destination, Message({})),
+            engine.settle(destination, Message({})),
+        ):
+            with operation:
+                pass
+        receive = engine.receive(destination)
+        receive.open()
+        receive.add(Message({}))
+        receive.close()
+        names = {span.name for span in telemetry.spans}
+        assert names == {f"{name} orders.{{id}}" for name in ("create", "publish", "process", "ack", "poll")}
+        assert {(span.attributes or {})["messaging.destination.template"] for span in telemetry.spans} == {
+            "orders.{id}"
+        }
+
+
+class TestRemembered:
+    """remembered(): destinations that are kept."""
+
+    def test_it_is_made_once(self) -> None:
+        """For the same arguments the same destination."""
+        make = remembered(lambda name, group: Destination("q", name, consumer_group=group))
+        assert make("orders", None) is make("orders", None)
+        assert make("orders", "g") is not make("orders", None)
+        assert make("orders", "g").consumer_group == "g"
+
+    def test_names_without_end(self) -> None:
+        """At most 1,000 are kept, and what was kept is freed at once, with all that it has cached."""
+        make = remembered(lambda name: Destination("q", name))
+        gc.collect()
+        gc.disable()
+        kept = []
+        for number in range(5000):
+            destination = make(f"reply-{number}")
+            destination.labels(semconv.SEND, "publish")
+            kept.append(weakref.ref(destination))
+            del destination
+        alive = sum(one() is not None for one in kept)
+        gc.enable()
+        assert 0 < alive <= 1000
+
+    def test_long_names_are_not_kept(self) -> None:
+        """They may be of any length; each is made when it is asked for."""
+        make = remembered(lambda name: Destination("q", name))
+        name = "x" * 100_000
+        gone = weakref.ref(make(name))
+        assert make(name).name == name
+        assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a" * 1024, "a" * 1024),
+        ("a" * 1025, "a" * 1024),
+        ("", ""),
+        (7, 7),
+        (True, True),
+        (("a" * 2000,), ("a" * 2000,)),
+    ],
+)
+def test_texts_have_a_bound(value: Any, expected: Any) -> None:
+    """bounded(): of a text the first 1,024 characters; what is no text stays as it is."""
+    assert bounded(value) == expected
+
+
+def test_all_that_a_destination_tells_has_a_bound() -> None:
+    """Name, template, group, routing key, server: each attribute, and the span's name."""
+    long = "x" * 1_000_000
+    for destination in (
+        Destination(
+            "q", long, consumer_group=long, client_id=long, server_address=long, attributes={"key": long}
+        ),
+        Destination("q", long, template=long),
+        Destination("q", server_address=long, server_port=1),
+    ):
+        operation = destination.labels(semconv.SEND, "publish")
+        assert max(len(str(value)) for value in operation.attributes.values()) == 1024
+        assert len(operation.span_name) <= 1024 + len("publish ")
 
 
 def test_a_message_needs_nothing() -> None:

@@ -231,6 +231,136 @@ def test_what_else_is_on_a_metric(telemetry: Telemetry, engine: Engine) -> None:
     }
 
 
+def sent_to(telemetry: Telemetry) -> dict[Any, int]:
+    """How many messages were sent by the name, else the template, that their metrics have."""
+    names = ("messaging.destination.name", "messaging.destination.template")
+    return {
+        next(point.attributes[name] for name in names if name in point.attributes): point.value
+        for point in telemetry.points(SENT)
+    }
+
+
+def publish(engine: Engine, *names: str, **given: Any) -> None:
+    for name in names:
+        with engine.send(Destination("my-queue", name, **given), Message({})):
+            pass
+
+
+class TestLimit:
+    """Settings(destination_limit=...): how many destinations metrics tell apart."""
+
+    def test_those_beyond_it_are_one(self, telemetry: Telemetry) -> None:
+        """The first ones keep their names, later ones are ``_other``, with system, operation and server; spans keep
+        theirs.
+        """
+        engine = engine_for(telemetry.measured(destination_limit=2))
+        server = {"server_address": "broker.example", "server_port": 4000}
+        publish(engine, "a", "b", "c", "a", "d", consumer_group="g", **server)
+        assert sent_to(telemetry) == {"a": 2, "b": 1, "_other": 2}
+        other = next(point for point in telemetry.points(SENT) if "_other" in dict(point.attributes).values())
+        assert dict(other.attributes) == {
+            "messaging.system": "my-queue",
+            "messaging.operation.name": "publish",
+            "messaging.destination.name": "_other",
+            "server.address": "broker.example",
+            "server.port": 4000,
+        }
+        found = [(span.attributes or {})["messaging.destination.name"] for span in telemetry.spans]
+        assert found == ["a", "b", "c", "a", "d"]
+
+    def test_each_operation_counts(self, telemetry: Telemetry) -> None:
+        """It is a bound on what the SDK keeps: for a publish to a destination, and again for a process from it."""
+        engine = engine_for(telemetry.measured(destination_limit=3))
+        for name in ("a", "b"):
+            publish(engine, name)
+            with engine.process(Destination("my-queue", name), Message({}, sent_at=time.time() - 1)):
+                pass
+        found = {
+            metric: [point.attributes["messaging.destination.name"] for point in telemetry.points(metric)]
+            for metric in (SENT, CONSUMED, MISSING, QUEUE_TIME, PROCESS_DURATION, CLIENT_DURATION)
+        }
+        assert found[SENT] == found[CLIENT_DURATION] == ["a", "b"]
+        assert (
+            found[CONSUMED]
+            == found[MISSING]
+            == found[QUEUE_TIME]
+            == found[PROCESS_DURATION]
+            == ["a", "_other"]
+        )
+
+    def test_one_of_each_provider(self, telemetry: Telemetry) -> None:
+        """Engines that measure by one provider share it; another provider knows nothing yet, even of a destination
+        that is kept.
+        """
+        other = Telemetry(telemetry.spans)
+        engine, second, apart = (
+            Engine(one.measured(destination_limit=1)) for one in (telemetry, telemetry, other)
+        )
+        for destination in (Destination("my-queue", "a"), Destination("my-queue", "b")):
+            for each in (engine, second, apart, engine):
+                with each.send(destination, Message({})):
+                    pass
+        assert sent_to(telemetry) == {"a": 3, "_other": 3}
+        assert sent_to(other) == {"a": 1, "_other": 1}
+
+    def test_none(self, telemetry: Telemetry) -> None:
+        """0: no name at all."""
+        publish(engine_for(telemetry.measured(destination_limit=0)), "a", "b")
+        assert sent_to(telemetry) == {"_other": 2}
+
+    def test_long_names(self, telemetry: Telemetry) -> None:
+        """A name that would take more than a kilobyte is no name for a metric; the span has its beginning."""
+        engine = engine_for(telemetry.measured())
+        publish(engine, "x" * 1000, "y" * 1_000_000)
+        assert sent_to(telemetry) == {"x" * 1000: 1, "_other": 1}
+        assert [(span.attributes or {})["messaging.destination.name"] for span in telemetry.spans] == [
+            "x" * 1000,
+            "y" * 1024,
+        ]
+        assert [len(span.name) for span in telemetry.spans] == [1008, 1032]
+
+    def test_names_that_are_kept_out_anyway_are_not_counted(self, telemetry: Telemetry) -> None:
+        """Reply queues of the broker's naming have no name on metrics, and use none up."""
+        engine = engine_for(telemetry.measured(destination_limit=2))
+        for number in range(5):
+            with engine.send(Destination("my-queue", f"amq.gen-{number}", anonymous=True), Message({})):
+                pass
+        publish(engine, "a")
+        assert [point.attributes.get("messaging.destination.name") for point in telemetry.points(SENT)] == [
+            None,
+            "a",
+        ]
+
+    def test_a_provider_that_cannot_be_referred_to(self, telemetry: Telemetry) -> None:
+        """Without a weak reference or a hash: each engine counts for itself."""
+
+        class Odd(NoOpMeterProvider):
+            __hash__ = None  # type: ignore[assignment]
+
+        destination = Destination("my-queue", "a")
+        for _ in range(2):
+            instruments = Instruments(Odd(), "1", 1)
+            names = [
+                instruments.attributes_of(one.labels(semconv.SEND, "publish"))[
+                    "messaging.destination.name"
+                ]
+                for one in (destination, Destination("my-queue", "b"))
+            ]
+            assert names == ["a", "_other"]
+
+
+class TestTemplates:
+    """Settings(destination_templates=...) on metrics."""
+
+    def test_a_template_stands_for_many(self, telemetry: Telemetry) -> None:
+        """Names that match one are measured under it, and are one of the limit."""
+        engine = engine_for(
+            telemetry.measured(destination_templates={"reply.*": "reply.{id}"}, destination_limit=2)
+        )
+        publish(engine, *(f"reply.{number}" for number in range(10)), "orders")
+        assert sent_to(telemetry) == {"reply.{id}": 10, "orders": 1}
+
+
 class TestInstruments:
     """Units, descriptions, buckets, scope."""
 

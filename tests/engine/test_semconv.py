@@ -36,6 +36,7 @@ def test_every_name_is_of_the_conventions(value: str) -> None:
         "_incubating.attributes.server_attributes",
         "_incubating.attributes.network_attributes",
         "_incubating.attributes.error_attributes",
+        "_incubating.attributes.opentracing_attributes",
         "attributes.server_attributes",
         "attributes.network_attributes",
         "attributes.error_attributes",

@@ -26,6 +26,8 @@ DEFAULTS: dict[str, Any] = {
     "loop_spans": True,
     "capture_headers": (),
     "body_size": False,
+    "destination_templates": (),
+    "destination_limit": 1000,
     "flush_timeout": 2.0,
 }
 
@@ -50,6 +52,11 @@ RIGHT: list[tuple[str, str, Any]] = [
     *(("settle_spans", text, True) for text in ("true", "True", "1", "yes", "on")),
     *(("receive_spans", text, False) for text in ("false", "FALSE", "0", "no", "off")),
     ("body_size", "true", True),
+    ("destination_templates", "orders.*=orders.{id}", (("orders.*", "orders.{id}"),)),
+    ("destination_templates", " a.* = a.{id} , , b=c=d ", (("a.*", "a.{id}"), ("b", "c=d"))),
+    ("destination_templates", ",", ()),
+    ("destination_limit", "0", 0),
+    ("destination_limit", " 50 ", 50),
     ("flush_timeout", "0", 0.0),
     ("flush_timeout", "0.5", 0.5),
 ]
@@ -60,6 +67,12 @@ WRONG: list[tuple[str, str]] = [
     ("settle_spans", "maybe"),
     ("receive_spans", "2"),
     ("body_size", "nope"),
+    ("destination_templates", "orders.*"),
+    ("destination_templates", "orders.*=,a=b"),
+    ("destination_templates", "=orders"),
+    ("destination_limit", "many"),
+    ("destination_limit", "-1"),
+    ("destination_limit", "0.5"),
     ("flush_timeout", "soon"),
     ("flush_timeout", "-1"),
     ("flush_timeout", "nan"),
@@ -84,6 +97,13 @@ WRONG_IN_CODE: list[tuple[str, Any]] = [
     ("baggage_allow", [1]),
     ("exclude", {"a": 1}),
     ("capture_headers", b"x"),
+    ("destination_templates", {"orders.*": 1}),
+    ("destination_templates", {1: "orders"}),
+    ("destination_templates", ["orders.*"]),
+    ("destination_templates", [("a", "b", "c")]),
+    ("destination_templates", 7),
+    ("destination_limit", True),
+    ("destination_limit", 10.0),
     ("flush_timeout", 10**400),
     ("flush_timeout", 10**10_000),
     *((name, "junk") for name in IN_CODE),
@@ -135,6 +155,10 @@ def test_text_in_code(name: str, text: str, value: Any) -> None:
         ("baggage_allow", frozenset({"a"}), ("a",)),
         ("baggage_allow", [], ()),
         ("body_size", True, True),
+        ("destination_templates", {"a.*": "a.{id}", "b": "c"}, (("a.*", "a.{id}"), ("b", "c"))),
+        ("destination_templates", [("a.*", "a.{id}")], (("a.*", "a.{id}"),)),
+        ("destination_templates", {}, ()),
+        ("destination_limit", 5, 5),
         ("receive_spans", False, False),
         ("flush_timeout", 3, 3.0),
     ],
@@ -230,6 +254,8 @@ def test_equal_and_hashable() -> None:
     """Settings with the same values are equal, from wherever they came."""
     assert Settings(exclude=("a",)) == Settings(exclude="a")  # type: ignore[arg-type]
     assert hash(Settings(exclude=("a",))) == hash(Settings(exclude=["a"]))  # type: ignore[arg-type]
+    templates = {"orders.*": "orders.{id}"}
+    assert hash(Settings(destination_templates=templates)) == hash(Settings(destination_templates=templates))
 
 
 @pytest.mark.parametrize(
