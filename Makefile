@@ -4,7 +4,7 @@ dev = scripts/environment dev
 BROKER ?= rq
 stages = $(dev) .venv/bin/python scripts/stages.py
 
-.PHONY: help demo test test-containers bench lint types unit coverage integration format build clean
+.PHONY: help demo test test-containers bench bench-rq lint types unit coverage integration format build clean
 
 help:
 	@echo "make demo             two services, a queue between them, and their traces in the terminal"
@@ -12,6 +12,7 @@ help:
 	@echo "make test             lint, types, unit tests on every Python here, and the contract suite on real brokers"
 	@echo "make test-containers  the contract suite on containers alone"
 	@echo "make bench            what a message costs"
+	@echo "make bench-rq         what a Collector, living or dead, costs an RQ worker"
 	@echo "make lint | types | unit | coverage | integration    one stage of make test"
 	@echo "make format | build | clean"
 
@@ -29,6 +30,9 @@ lint types unit coverage integration:
 
 bench:
 	@$(dev) .venv/bin/python benchmarks/spans.py
+
+bench-rq:
+	@$(dev) .venv/bin/python benchmarks/rq_collector.py
 
 format:
 	@$(dev) ruff check --fix .

@@ -1,7 +1,8 @@
 """Dramatiq: messages in their senders' traces. Dramatiq 1.17 to 2, every broker that Dramatiq's own workers consume.
 
 The context travels in the message's options, as ``options["queueprop"]``, a mapping of text. It is that of the moment
-when the message is enqueued, not when it is built, and is put into a copy.
+when the message is enqueued, not when it is built, and is put into a copy: ``send`` and ``enqueue`` return what went
+out, and so what arrives; a message of the caller's own stays as it was.
 
 What Dramatiq itself enqueues again (a retry, a delayed message that is due) is no publish: it keeps the context of its
 first one. A pipeline's next message, callbacks of actors and of groups are publishes, inside the span of the message
@@ -19,6 +20,7 @@ Two things shape this file:
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import multiprocessing
@@ -33,16 +35,17 @@ from typing import Any, cast
 
 from opentelemetry.context import attach, get_current
 
-from queueprop import guard
-from queueprop.engine.engine import Engine, engine_for
+from queueprop import guard, words
+from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
-from queueprop.engine.operations import Send
+from queueprop.engine.operations import Send, Settle
 from queueprop.engine.scope import speaking_for
 from queueprop.kit import calls
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
+from queueprop.wire.headers import is_altered, text
 
 try:
     import dramatiq
@@ -77,15 +80,17 @@ class QueuepropMiddleware(Middleware):
 
     Dramatiq tells a middleware of its broker by the first hook. A broker without any actor or queue has none before
     its first message: that one has its span and its context, but an error of its enqueue is not on the span, and
-    leaves the context in its options, until it is enqueued again; and pika's instrumentor, if it is on, traces it as
-    well.
+    leaves the context in its options, until it is enqueued again; what its enqueue returns may be without the context;
+    and pika's instrumentor, if it is on, traces it as well.
 
     Args:
         settings: instead of those of the environment.
+
+    Raises TypeError for what are no settings.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._hooks = _Hooks(engine_for(settings))
+        self._hooks = _Hooks(words.engine_of(settings, "QueuepropMiddleware"))
         self._children = _Children(self._hooks.engine)
 
     # What a broker calls first, whatever it is used for.
@@ -129,11 +134,20 @@ class QueuepropMiddleware(Middleware):
 
 
 class DramatiqInstrumentor(Adapter):
-    """Traces every broker and worker. ``opentelemetry-instrument dramatiq app`` finds it by itself."""
+    """Traces every broker and worker.
+
+    ``opentelemetry-instrument dramatiq app`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_dramatiq``.
+    """
 
     library = "dramatiq"
     requires = ("dramatiq >= 1.17",)
-    rivals = Rivals("dramatiq", "opentelemetry_instrumentor_dramatiq:DramatiqInstrumentor")
+    rivals = Rivals(
+        "dramatiq",
+        Rival(
+            "opentelemetry_instrumentor_dramatiq:DramatiqInstrumentor", "opentelemetry-instrumentor-dramatiq"
+        ),
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = self._hooks = _Hooks(self.engine)
@@ -222,8 +236,8 @@ class _Hooks:
         """Around ``enqueue`` of a broker, by which every message goes out, whoever sends it."""
         message = calls.given(0, "message", args, kwargs)
         outer = _enqueued.get()
-        if not _is_message(message) or outer == message.message_id:
-            return wrapped(*args, **kwargs)  # the same message in both APIs, or in a subclass
+        if not _can_carry(message) or outer == message.message_id:
+            return wrapped(*args, **kwargs)  # or the same message in both APIs, or in a subclass
         token = _enqueued.set(message.message_id)
         try:
             with speaking_for(_channels(broker)):
@@ -247,13 +261,17 @@ class _Hooks:
                 sent = _with_carrier(message, carrier)
             except Exception as error:
                 guard.fault("writing the context of a message", error)
-            args, kwargs = ((sent, *args[1:]), kwargs) if args else (args, {**kwargs, "message": sent})
-            return _given_back(wrapped(*args, **kwargs), message, sent)
+            args, kwargs = calls.replaced(0, "message", sent, args, kwargs)
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                if sent is not message:
+                    _hand_on_additions(sent, message)
 
     def _send(self, broker: Any, message: Any, delay: float | None) -> Send:
         known = Message(
             headers=_carrier_for(message),
-            id=message.message_id,
+            id=_id_of(message),
             delay=delay,
             native=message,
             describe=functools.partial(_describe, broker),
@@ -266,7 +284,7 @@ class _Hooks:
         It is too late to put a copy into its place, or to see it fail.
         """
         try:
-            if _enqueued.get() == message.message_id or _is_retry(message):
+            if not _can_carry(message) or _enqueued.get() == message.message_id or _is_retry(message):
                 return
             written = _written_unseen.get()
             if written is not None and message.options.get(OPTION) is written:
@@ -319,14 +337,10 @@ class _Hooks:
     def post_process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the ack or nack of a message."""
         message = calls.given(0, "message", args, kwargs)
-        performance = _performance_of(message)
+        settle = self._settle(message)
         token = _enqueued.set(None)
         try:
-            if performance is None or not self.engine.settings.settle_spans or performance.is_settled:
-                return wrapped(*args, **kwargs)
-            performance.is_settled = True
-            process, operation = performance.process, "nack" if message.failed else "ack"
-            with self.engine.settle(process.operation.destination, process.message, operation=operation):
+            with settle or contextlib.nullcontext():
                 return wrapped(*args, **kwargs)
         finally:
             _enqueued.reset(token)
@@ -339,6 +353,18 @@ class _Hooks:
         elif signal == "skip_message":
             _note_skip(message)
         return wrapped(*args, **kwargs)
+
+    def _settle(self, message: Any) -> Settle | None:
+        performance = _performance_of(message)
+        if performance is None or not self.engine.settings.settle_spans or performance.is_settled:
+            return None
+        performance.is_settled = True
+        try:
+            process, operation = performance.process, "nack" if message.failed else "ack"
+            return self.engine.settle(process.operation.destination, process.message, operation=operation)
+        except Exception as error:
+            guard.fault("preparing the settlement of a message", error)
+            return None
 
     def _performance(
         self, broker: Any, message: Any, error: BaseException | None = None
@@ -380,17 +406,19 @@ class _Performance:
     is_settled = False
 
     def __init__(self, engine: Engine, broker: Any, message: Any, error: BaseException | None) -> None:
-        options = message.options
+        options = message.options if isinstance(message.options, dict) else {}
         self.message = message
         self.error = error
         self.retries = options.get(_RETRIES)
         carrier = options.get(OPTION)
         known = Message(
             headers=carrier,
-            id=message.message_id,
+            id=_id_of(message),
             sent_at=_seconds(carrier, _SENT_AT),
             delay=_seconds(carrier, _DELAY),
-            attempt=1 + self.retries if isinstance(self.retries, int) else 1,
+            attempt=1 + self.retries
+            if type(self.retries) is int and 0 <= self.retries < _MOST_RETRIES
+            else 1,
             native=message,
             describe=functools.partial(_describe, broker),
         )
@@ -399,12 +427,19 @@ class _Performance:
     def end(self, failure: BaseException | None) -> None:
         # An exception may be false, or have no words.
         error, self.error = failure if self.error is None else self.error, None
+        try:
+            self._note_failure(error)
+        except Exception as fault:
+            guard.fault("noting the failure of a message", fault)
+        finally:
+            self.process.close(error)
+
+    def _note_failure(self, error: BaseException | None) -> None:
         if isinstance(error, SystemExit):
             # For a message that is a failure, whatever the status.
             self.process.fail("SystemExit", str(error.code) if isinstance(error.code, (int, str)) else "")
         elif error is None and self.message.failed:
             self.process.fail(MESSAGE_FAILED, "The message was rejected.")
-        self.process.close(error)
 
 
 _current: ContextVar[_Performance | None] = ContextVar("queueprop-dramatiq-performance", default=None)
@@ -450,10 +485,10 @@ def _actor_not_found(broker: Any, message: Any) -> ActorNotFound | None:
             broker.get_actor(message.actor_name)
     except ActorNotFound as error:
         return error
-    except Exception:
-        return (
-            None  # a message that is none, or the broker's own get_actor: Dramatiq is about to meet the same
-        )
+    except Exception as error:
+        # A message that is none, or the broker's own get_actor: Dramatiq is about to meet the same.
+        if guard.is_not_ours(error):
+            raise
     return None
 
 
@@ -462,9 +497,12 @@ _TRACED = "_queueprop_traced"
 
 def _join(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
     """Puts hooks around methods of this very object; once."""
-    for name, hook in hooks:
-        if not hasattr(vars(owner).get(name), _TRACED):
-            setattr(owner, name, _hooked(hook, getattr(owner, name), owner))
+    try:
+        for name, hook in hooks:
+            if not hasattr(vars(owner).get(name), _TRACED):
+                setattr(owner, name, _hooked(hook, getattr(owner, name), owner))
+    except Exception as error:
+        guard.fault("putting hooks around a part of Dramatiq", error, about=type(owner).__name__)
 
 
 def _hooked(hook: Hook, wrapped: Wrapped, owner: Any) -> Wrapped:
@@ -508,12 +546,15 @@ def _with_launcher_in_path(wrapped: Wrapped, cli: Any, args: Arguments, kwargs: 
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if launcher not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [launcher, *paths]))
+    os.environ.update(guard.environment())
     return wrapped(*args, **kwargs)
 
 
 # Dramatiq's messages
 
 _RETRIES = "retries"  # Dramatiq's own option: how many there were
+_MOST_RETRIES = 2**31
+"""A message may say anything, and an exporter logs a traceback for each number that it cannot send."""
 
 # Beside the context, in seconds.
 _SENT_AT = "sent_at"
@@ -521,16 +562,27 @@ _DELAY = "delay"
 _TIMES = (_SENT_AT, _DELAY)
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, (dramatiq.Message, MessageProxy))
+def _can_carry(message: Any) -> bool:
+    """Whether it is a message that Dramatiq itself would take, or refuse for what the context has no part in.
+
+    Options that are no dict stay what they are: a copy of them would be one, and be taken.
+    """
+    return (
+        isinstance(message, (dramatiq.Message, MessageProxy))
+        and isinstance(message.options, dict)
+        and isinstance(message.queue_name, str)
+    )
 
 
 def _delay(message: Any, milliseconds: Any) -> float | None:
     """The seconds for which a message is meant to wait: by the call, or by an option of its own."""
-    if isinstance(milliseconds, (int, float)):
-        return max(0.0, milliseconds / 1000)
-    eta = message.options.get("eta")
-    return max(0.0, eta / 1000 - time.time()) if isinstance(eta, (int, float)) else None
+    try:
+        if isinstance(milliseconds, (int, float)):
+            return max(0.0, milliseconds / 1000)
+        eta = message.options.get("eta")
+        return max(0.0, eta / 1000 - time.time()) if isinstance(eta, (int, float)) else None
+    except OverflowError:  # an integer that is no float any more
+        return None
 
 
 def _carrier_for(message: Any) -> dict[str, Any]:
@@ -564,31 +616,39 @@ def _with_times(carrier: Mapping[str, str], delay: float | None) -> dict[str, st
 def _with_carrier(message: Any, carrier: dict[str, str] | None) -> Any:
     if carrier is None or (not carrier and OPTION not in message.options):
         return message
-    copied = message.copy(options={OPTION: carrier})
-    if not carrier:
-        del copied.options[OPTION]
-    return copied
+    options = copy.copy(message.options)  # which may be a dict of any class
+    options.pop(OPTION, None)
+    if carrier:
+        options[OPTION] = carrier
+    return message._replace(options=options)
 
 
-def _given_back(result: Any, message: Any, sent: Any) -> Any:
-    """What ``enqueue`` returns: the caller's message, or one with what broker and middleware added, and nothing of
-    ours.
+def _hand_on_additions(sent: Any, message: Any) -> None:
+    """Gives the caller's message what middleware wrote into our copy of it, as without us into itself.
+
+    A broker that makes a copy of its own has nothing written into ours.
     """
-    if sent is message or not isinstance(result, dramatiq.Message):
-        return result
     try:
-        ours = result.copy()
-        ours.options.pop(OPTION, None)
-        return message if result is sent and ours.options == message.options else ours
+        written = {name: value for name, value in sent.options.items() if name != OPTION}
+        given = {name: value for name, value in message.options.items() if name != OPTION}
+        if not is_altered(written, given):
+            return
+        for name in given.keys() - written.keys():
+            del message.options[name]
+        message.options.update(written)
     except Exception as error:
-        guard.fault("giving back a message", error)
-        return result
+        guard.fault("handing on what middleware wrote into a message", error)
+
+
+def _id_of(message: Any) -> str | None:
+    """A delivery may have anything in its place."""
+    return message.message_id if isinstance(message.message_id, str) else None
 
 
 def _seconds(carrier: Any, name: str) -> float | None:
-    text = carrier.get(name) if isinstance(carrier, dict) else None
+    written = text(carrier.get(name)) if isinstance(carrier, dict) else None
     try:
-        value = float(text) if isinstance(text, str) else -1.0
+        value = float(written or "")
     except ValueError:
         return None
     return value if 0 <= value < float("inf") else None
@@ -596,7 +656,11 @@ def _seconds(carrier: Any, name: str) -> float | None:
 
 def _channels(broker: Any) -> Container[object]:
     """Those of pika that RabbitMQ's broker publishes by."""
-    channels = getattr(broker, "channels", None)
+    try:
+        channels = getattr(broker, "channels", None)
+    except Exception as error:  # somebody's own broker
+        guard.fault("asking a broker for its channels", error)
+        return ()
     return channels if isinstance(channels, (set, frozenset)) else ()
 
 
@@ -628,9 +692,12 @@ def _server(broker: Any) -> tuple[str | None, int | None]:
 
 
 def _describe(broker: Any, message: Any) -> dict[str, str]:
-    actor = broker.actors.get(message.actor_name)
+    name = message.actor_name
+    if not isinstance(name, str):
+        return {}
+    actor = broker.actors.get(name)
     if actor is None:
-        return {_FUNCTION: message.actor_name}
+        return {_FUNCTION: name}
     function: Any = actor.fn if hasattr(actor.fn, "__qualname__") else type(actor.fn)  # of a generic actor
     return {_FUNCTION: f"{function.__module__}.{function.__qualname__}"}
 

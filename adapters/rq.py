@@ -11,8 +11,9 @@ Three things shape this file:
 
 - A time limit of RQ is an ``Exception`` that a signal raises anywhere in the timed region. Spans start and end
   outside of it (``perform_job``, not ``Job.perform``).
-- A work horse ends in ``os._exit``: it hands over its spans first, for a bounded time. It may also be killed. The
-  parent starts the span before the fork, so both have it, and whoever is left ends it.
+- A work horse ends in ``os._exit``: it hands over its spans first, for a bounded time, and not at all where that was
+  in vain a moment ago. It may also be killed. The parent starts the span before the fork, so both have it, and whoever
+  is left ends it.
 - The ``meta`` of a stored job is the user's: only what RQ itself is about to store is given the context again.
 """
 
@@ -21,35 +22,41 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import errno
 import functools
 import importlib
 import inspect
-import json
+import math
+import mmap
 import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import sys
+import tempfile
 import time
 import types
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overload
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast, overload
 
+import wrapt
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import NonRecordingSpan, Span
+from opentelemetry.trace import NonRecordingSpan, Span, get_tracer_provider
 
-from queueprop import guard
-from queueprop.engine.engine import Engine, engine_for
+from queueprop import guard, no_sdk, words
+from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, error_type_of
 from queueprop.engine.scope import Carried
 from queueprop.kit import calls
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.handlers import run_inside
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
 from queueprop.wire import propagation
@@ -102,9 +109,10 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     Every job that the call makes gets a PRODUCER span. A job that was enqueued before keeps its own context.
     Raises TypeError for anything else.
     """
+    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
     if hasattr(publish, _TRACED):
         return publish
-    call = functools.wraps(publish)(_traced(publish, _Hooks(engine_for(settings))))
+    call = functools.wraps(publish)(_traced(publish, hooks))
     setattr(call, _TRACED, True)
     return call
 
@@ -121,9 +129,10 @@ def traced_consumer(function: F | None = None, *, settings: Settings | None = No
     killed work horse) is seen by a traced worker (``TracedWorker``) or by ``RQInstrumentor``; together they make
     one span.
     """
+    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
     if function is None:
-        return functools.partial(_traced_function, hooks=_Hooks(engine_for(settings)))
-    return _traced_function(function, hooks=_Hooks(engine_for(settings)))
+        return functools.partial(_traced_function, hooks=hooks)
+    return _traced_function(function, hooks=hooks)
 
 
 class TracedWorkerMixin(_WorkerMethods):
@@ -136,6 +145,15 @@ class TracedWorkerMixin(_WorkerMethods):
     """
 
     queueprop_settings: ClassVar[Settings | None] = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        words.check_settings(f"queueprop_settings of {cls.__name__}", cls.queueprop_settings)
+        before = cls.__mro__[: cls.__mro__.index(TracedWorkerMixin)]
+        if any(base.__module__.startswith("rq.") for base in before):
+            raise TypeError(
+                f"TracedWorkerMixin traces nothing behind RQ's class: class {cls.__name__}(TracedWorkerMixin, Worker)"
+            )
 
     def work(self, *args: Any, **kwargs: Any) -> Any:
         return self._hooks.work(super().work, self, args, kwargs)
@@ -166,7 +184,8 @@ class TracedWorkerMixin(_WorkerMethods):
 
     @property
     def _hooks(self) -> _Hooks:
-        return _Hooks(engine_for(self.queueprop_settings), spawned="worker")
+        engine, _ = words.at_hand("queueprop_settings", self.queueprop_settings, None)
+        return _Hooks(engine, spawned="worker")
 
 
 class TracedWorker(TracedWorkerMixin, Worker):
@@ -184,11 +203,17 @@ if TYPE_CHECKING or SpawnWorker is not None:
 
 
 class RQInstrumentor(Adapter):
-    """Traces every queue and worker of RQ. ``opentelemetry-instrument rq worker`` finds it by itself."""
+    """Traces every queue and worker of RQ.
+
+    ``opentelemetry-instrument rq worker`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_rq``.
+    """
 
     library = "rq"
     requires = ("rq >= 1.16",)
-    rivals = Rivals("rq", "opentelemetry_instrumentation_rq:RQInstrumentor")
+    rivals = Rivals(
+        "rq", Rival("opentelemetry_instrumentation_rq:RQInstrumentor", "opentelemetry-instrumentation-rq")
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(self.engine, spawned="all")
@@ -304,31 +329,29 @@ class _Hooks:
         try:
             return wrapped(*args, **kwargs)
         finally:
+            _kept.release()
             if multiprocessing.parent_process() is not None:
                 flush(self.engine.settings.flush_timeout)
 
     def perform_job(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around all that a worker does with one job, outside of its time limits."""
         job, queue = calls.given(0, "job", args, kwargs), calls.given(1, "queue", args, kwargs)
-        return self._perform(wrapped, job, queue, args, kwargs, _hand_over if worker.is_horse else None)
+        return self._perform(wrapped, job, queue, args, kwargs, in_horse=worker.is_horse)
 
     def run_sync(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the same where a queue without workers does it (``is_async=False``)."""
-        return self._perform(wrapped, calls.given(0, "job", args, kwargs), queue, args, kwargs, None)
+        return self._perform(
+            wrapped, calls.given(0, "job", args, kwargs), queue, args, kwargs, in_horse=False
+        )
 
     def _perform(
-        self,
-        wrapped: Wrapped,
-        job: Any,
-        queue: Any,
-        args: Arguments,
-        kwargs: Options,
-        at_end: Callable[[_Performance], None] | None,
+        self, wrapped: Wrapped, job: Any, queue: Any, args: Arguments, kwargs: Options, *, in_horse: bool
     ) -> Any:
         performance = None if _performance_of(job) else self._performance(job, queue)
         if performance is None:
             return wrapped(*args, **kwargs)
         failure: BaseException | None = None
+        pid = os.getpid()
         token = _current.set(performance)
         performance.begin()
         try:
@@ -338,16 +361,21 @@ class _Hooks:
             raise
         finally:
             _current.reset(token)
-            performance.end(failure)
-            if at_end is not None:
-                at_end(performance)
+            if os.getpid() != pid:
+                _leave_to_parent(performance, in_horse)
+            elif in_horse:
+                _end_in_horse(performance, failure)
+            else:
+                performance.end(failure)
 
     def _performance(self, job: Any, queue: Any) -> _Performance | None:
         horse = _watched.get()
         if horse is not None and horse.job is job and not horse.spawned:
             return horse.performance
         try:
-            return _Performance(self.engine, job, queue.name, queue.connection)
+            performance = _Performance(self.engine, job, queue.name, queue.connection)
+            performance.line = _parent_line
+            return performance
         except Exception as error:
             guard.fault("preparing the processing of a job", error)
             return None
@@ -437,8 +465,11 @@ class _Hooks:
         """How RQ learns that a horse is dead. What it then does (callbacks, the retry) belongs to the job."""
         result = wrapped(*args, **kwargs)
         horse = _watched.get()
-        if horse is not None:
-            horse.exited(result[1], stopped=worker._stopped_job_id == horse.job.id)
+        try:
+            if horse is not None:
+                horse.exited(result[1], stopped=worker._stopped_job_id == horse.job.id)
+        except Exception as error:
+            guard.fault("taking over the span of a work horse", error)
         return result
 
     def fork_work_horse(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
@@ -450,16 +481,26 @@ class _Hooks:
         horse, function = _watched.get(), getattr(wrapped, "__func__", None)
         if horse is None or not horse.spawned or not isinstance(function, types.FunctionType):
             return wrapped(*args, **kwargs)
-        with horse.inheritable_pipe() as fd:
-            joining = {
-                **function.__globals__,
-                "os": _JoiningOs(_prologue(fd, self.spawned, self.engine.settings)),
-            }
-            return _rebuilt(function, joining, function.__closure__)(worker, *args, **kwargs)
+        try:
+            # Each horse would say it anew.
+            no_sdk.say_if_missing(self.engine.settings.tracer_provider or get_tracer_provider())
+            prologue = _prologue(horse.line.lend(), self.spawned, self.engine.settings)
+            joining = {**function.__globals__, "os": _JoiningOs(prologue)}
+            spawn = _rebuilt(function, joining, function.__closure__)
+        except Exception as error:
+            guard.fault("telling a work horse how to join its worker", error)
+            spawn = function
+        try:
+            return spawn(worker, *args, **kwargs)
+        finally:
+            horse.line.take_back()
 
 
 class _Performance:
     """One job being performed once."""
+
+    line: _Line | None = None
+    """In a work horse: to its parent."""
 
     def __init__(
         self, engine: Engine, job: Any, queue_name: str, connection: Any, started_at: int | None = None
@@ -492,23 +533,37 @@ class _Performance:
         self.begin()
         self.process.detach()
 
-    def has_lost_context(self, even_in_empty: bool) -> bool:
+    def kept_meta(self, even_in_empty: bool) -> Any | None:
+        """A ``meta`` with the context that the job came with, where the handler has replaced it; else None."""
         meta = self.job.meta
-        return (
-            self.carrier is not _NOTHING
-            and isinstance(meta, dict)
-            and (even_in_empty or bool(meta))
-            and meta.get(META_KEY, _NOTHING) != self.carrier
-        )
+        if self.carrier is _NOTHING or not isinstance(meta, dict):
+            return None
+        try:
+            if not (even_in_empty or meta) or meta.get(META_KEY, _NOTHING) == self.carrier:
+                return None
+            return _with_carrier(meta, self.carrier)
+        except Exception as error:
+            guard.fault("keeping the context of a job", error)
+            return None
 
     def end(self, failure: BaseException | None = None) -> None:
         error = self.error or failure
-        if self.process.span.is_recording():
-            self.process.span.set_attributes(_describe_job(self.job))
-        if isinstance(error, SystemExit):
-            # For a job that is a failure, whatever the status.
-            self.process.fail("SystemExit", str(error))
+        try:
+            if self.process.span.is_recording():
+                self.process.span.set_attributes(_describe_job(self.job))
+            if isinstance(error, SystemExit):
+                # For a job that is a failure, whatever the status.
+                self.process.fail("SystemExit", _text_of(error))
+        except Exception as fault:
+            guard.fault("describing a job", fault)
         self.process.close(error)
+
+    def note(self, told: _Told) -> None:
+        """What a work horse knew of it that leaves the span to its parent."""
+        if told.function:
+            self.process.span.set_attribute(_FUNCTION, told.function)
+        if told.error_type:
+            self.process.fail(told.error_type, told.error_text)
 
 
 _NOTHING = object()
@@ -530,7 +585,7 @@ def _note_failure(job: Any, error: BaseException | None) -> None:
 
 
 class _Horse:
-    """A work horse as its parent sees it: the span that it should end, and the pipe on which it tells that."""
+    """A work horse as its parent sees it: the span that it should end, and the line on which it tells that."""
 
     def __init__(self, engine: Engine, job: Any, queue: Any, *, spawned: bool) -> None:
         self.job = job
@@ -538,57 +593,58 @@ class _Horse:
         self._pid = os.getpid()
         self._status: int | None = None
         self._stopped = False
-        self._told: list[Any] | None = None
         self.performance = _Performance(
             engine, job, queue.name, queue.connection, started_at=time.time_ns() if spawned else None
         )
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
+        self.line = self.performance.line = _Line(_unnamed_file() if spawned else None)
         if not spawned:
             self.performance.begin_for_another_process()
 
-    @contextlib.contextmanager
-    def inheritable_pipe(self) -> Iterator[int]:
-        os.set_inheritable(self.write_end, True)
-        try:
-            yield self.write_end
-        finally:
-            os.set_inheritable(self.write_end, False)
-
     def exited(self, status: int | None, *, stopped: bool) -> None:
         self._status, self._stopped = status, stopped
-        if status != 0 and not self._has_told():
+        if status != 0 and not self._has_ended(self.line.told()):
             self.performance.begin()
 
     def is_child_of_this_process(self) -> bool:
         return os.getpid() == self._pid
 
     def finish(self, failure: BaseException | None) -> None:
-        """The worker is done with the horse. Ends the span if the horse could not."""
+        """The worker is done with the horse. Ends the span if the horse did not."""
         if not self.is_child_of_this_process():
             return
         try:
-            self._finish(failure)
+            self._finish(failure if isinstance(failure, Exception) else None)
+        except Exception as error:
+            self.performance.process.close()
+            guard.fault("ending the span of a work horse", error)
         finally:
-            os.close(self._read_end)
-            os.close(self.write_end)
+            self.line.close()
 
-    def _finish(self, failure: BaseException | None) -> None:
-        process = self.performance.process
-        if self._has_told():
-            recorded, error_type, text = self._told or (True, None, None)
-            if recorded or not self.spawned:
-                process.detach()
-                return
-            # No SDK in the spawned program: its span is ours to make.
-            self.performance.begin()
-            if error_type:
-                process.fail(error_type, text or "")
+    def _finish(self, failure: Exception | None) -> None:
+        performance, told = self.performance, self.line.told()
+        if told is not None and self.spawned:
+            _circuit.note(told.answered, performance.engine.settings.flush_timeout)
+        if self._has_ended(told):
+            performance.process.detach()
         else:
-            self.performance.begin()
-            if not isinstance(failure, Exception) and (self._status != 0 or not self.spawned):
-                process.fail(*self._cause())
-        self.performance.end(failure if isinstance(failure, Exception) else None)
+            self._end(told, failure)
+        if not _circuit.is_open:
+            _kept.release()
+
+    def _end(self, told: _Told | None, failure: Exception | None) -> None:
+        performance = self.performance
+        performance.begin()
+        if _circuit.is_open:
+            _kept.withhold(performance)
+        if told is not None:
+            performance.note(told)
+        elif failure is None and (self._status != 0 or not self.spawned):
+            performance.process.fail(*self._cause())
+        performance.end(failure)
+
+    @staticmethod
+    def _has_ended(told: _Told | None) -> bool:
+        return told is not None and told.ended
 
     def _cause(self) -> tuple[str, str]:
         if self._stopped:
@@ -598,12 +654,6 @@ class _Horse:
             text += f" (signal {os.WTERMSIG(self._status)})"
         return WORK_HORSE_KILLED, text
 
-    def _has_told(self) -> bool:
-        if self._told is None:
-            with contextlib.suppress(BlockingIOError):
-                self._told = json.loads(os.read(self._read_end, _PIPE_BUF) or "null")
-        return self._told is not None
-
 
 JOB_STOPPED = "job_stopped"
 """``error.type`` of a job that was stopped by command. RQ has no exception for it."""
@@ -611,31 +661,300 @@ JOB_STOPPED = "job_stopped"
 WORK_HORSE_KILLED = "work_horse_killed"
 """``error.type`` of a job whose work horse died."""
 
-_PIPE_BUF = 512
-"""What POSIX writes to a pipe in one piece, at the least."""
-
 _watched: ContextVar[_Horse | None] = ContextVar("queueprop-rq-horse", default=None)
 
-_parent_pipe: int | None = None
-"""In a spawned horse: where its parent listens."""
+
+# Work horses, from their own side
 
 
-def _hand_over(performance: _Performance) -> None:
-    """At the end of a work horse, before ``os._exit``: hands over the spans, then tells the parent."""
-    settings = performance.engine.settings
-    flush(settings.flush_timeout)
-    horse = _watched.get()
-    pipe = _parent_pipe if horse is None else horse.write_end
-    if pipe is None:
+def _end_in_horse(performance: _Performance, failure: BaseException | None) -> None:
+    """Before ``os._exit``: ends the span, hands over what this process has, and tells the parent."""
+    line, timeout = performance.line, performance.engine.settings.flush_timeout
+    patience = _circuit.patience(timeout)
+    if line is None or patience:
+        performance.end(failure)
+        _tell(line, performance, failure, True, _hand_over(timeout, patience))
+    else:
+        # It would get no further than this process. The parent has it as well, and can keep it.
+        performance.process.detach()
+        _tell(line, performance, failure, False, None)
+
+
+def _leave_to_parent(performance: _Performance, in_horse: bool) -> None:
+    """In a child that the job has forked and that came out of it: the job, and its span, are its parent's."""
+    performance.process.detach()
+    if in_horse:  # RQ ends this one in os._exit as well
+        timeout = performance.engine.settings.flush_timeout
+        _hand_over(timeout, _circuit.patience(timeout))
+
+
+def _hand_over(timeout: float, patience: float, left: float = math.inf) -> bool | None:
+    """Waits for the spans of this process to be handed over, and remembers whether that was worth it.
+
+    Args:
+        timeout: seconds that it may take.
+        patience: of these, what the circuit allows.
+        left: seconds until a time limit.
+
+    Returns whether they were; None where nothing is to be learnt of it.
+    """
+    if not patience:
+        return None
+    started = time.monotonic()
+    answered = flush(min(patience, left))
+    if not answered and time.monotonic() - started < min(patience / 2, _NOTICED):
+        return None  # a refusal that costs nothing, or too little time to know
+    _circuit.note(answered, timeout)
+    return answered
+
+
+_NOTICED = 0.1
+"""Seconds of waiting in vain that are worth being remembered."""
+
+
+class _Circuit:
+    """How long a work horse may wait until its spans are handed over.
+
+    Each horse is a process of its own, and would find out anew that the Collector does not answer: that is
+    ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries: after
+    a pause of a hundred times as long as it may wait, which at first is not long. An answer ends it.
+
+    It lies in memory that forked children share, so that horses whose worker is not traced find it as well
+    (``traced_consumer`` alone).
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _CIRCUIT.size)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has been answered since one has waited in vain."""
+        return bool(_CIRCUIT.unpack(self.state)[0] > 0)
+
+    @property
+    def state(self) -> bytes:
+        """All that it knows; for a process that does not share its memory."""
+        return self._memory[:]
+
+    @state.setter
+    def state(self, state: bytes) -> None:
+        self._memory[:] = state
+
+    def patience(self, timeout: float) -> float:
+        """Seconds of ``timeout`` that a horse may wait now; 0 for not at all."""
+        wait, open_until = _CIRCUIT.unpack(self.state)
+        if not 0 < wait < timeout:
+            wait = timeout
+        # Whatever stands there, it is no longer than the longest pause.
+        return 0.0 if 0 < open_until - time.monotonic() <= _PAUSE * timeout / 2 else wait
+
+    def note(self, answered: bool | None, timeout: float) -> None:
+        """What a horse has found out; None for nothing."""
+        if answered is None:
+            return
+        if answered:
+            self.state = bytes(_CIRCUIT.size)
+            return
+        before, _ = _CIRCUIT.unpack(self.state)
+        wait = min(2 * before, timeout / 2) if before > 0 else timeout / 16
+        self.state = _CIRCUIT.pack(wait, time.monotonic() + _PAUSE * wait)
+
+
+_CIRCUIT = struct.Struct("=dd")
+"""Seconds that the next try may wait, 0 where all is well; and when that may be, by the monotonic clock."""
+
+_PAUSE = 100
+"""So many times as long as the try that follows it is a pause: the tries cost a hundredth of a worker's time."""
+
+_circuit = _Circuit()
+
+
+class _Kept:
+    """The spans of jobs that a worker keeps until somebody takes them: the last ones, when it is too long.
+
+    Handed to the SDK they would be lost. Its exporter drops a batch after some seconds of trying, and every work horse
+    would empty its copy of the SDK's queue when it is forked, which takes the longer the more there is.
+    """
+
+    def __init__(self) -> None:
+        self._spans: deque[_Withheld] = deque(maxlen=_MOST_KEPT)
+
+    def withhold(self, performance: _Performance) -> None:
+        """Puts off that the end of its span is told to the SDK; the end itself is when it is."""
+        process = performance.process
+        if not process.span.is_recording():
+            return
+        guard.mistake(
+            "handing over the spans of jobs", _NOBODY_TAKES_THEM % performance.engine.settings.flush_timeout
+        )
+        withheld: Any = _Withheld(process.span)
+        process.span = withheld
+        self._spans.append(withheld)
+
+    def release(self) -> None:
+        """Tells the SDK of them. Those that a forked child has inherited are its parent's."""
+        while self._spans:
+            span = self._spans.popleft()
+            try:
+                span._self_release()
+            except Exception as error:
+                guard.fault("ending the span of a job", error)
+
+
+_Proxy: Any = wrapt.ObjectProxy
+
+
+class _Withheld(_Proxy):  # type: ignore[misc]
+    """A span that ends later than it says."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span)
+        self._self_pid = os.getpid()
+        self._self_ended_at: int | None = None
+
+    def end(self, end_time: int | None = None) -> None:
+        self._self_ended_at = time.time_ns() if end_time is None else end_time
+
+    def _self_release(self) -> None:
+        if self._self_pid == os.getpid():
+            self.__wrapped__.end(self._self_ended_at)
+
+
+_MOST_KEPT = 2048
+"""As many as the SDK's queue takes by default."""
+
+_NOBODY_TAKES_THEM = (
+    "nobody took them within %g s (is the Collector there?); jobs do not wait for that any more. Until somebody takes "
+    f"them, what is recorded inside of jobs is lost, and the jobs' own spans are kept, the last {_MOST_KEPT} of them"
+)
+
+_kept = _Kept()
+
+
+# What a work horse tells its parent
+
+
+class _Told(NamedTuple):
+    ended: bool
+    """Whether the span is ended and gone; else it is the parent's to end."""
+    answered: bool | None
+    """For the circuit of a parent that shares no memory."""
+    function: str
+    error_type: str
+    error_text: str
+
+
+def _tell(
+    line: _Line | None,
+    performance: _Performance,
+    failure: BaseException | None,
+    ended: bool,
+    answered: bool | None,
+) -> None:
+    if line is None:
         return
-    error = performance.error
-    told = [
-        _is_recorded(performance.process.span),
-        error and error_type_of(error)[:100],
-        error and _short(error),
-    ]
-    with contextlib.suppress(OSError):  # a parent that is gone
-        os.write(pipe, json.dumps(told).encode())
+    try:
+        if ended and line is _parent_line:
+            ended = _is_recorded(performance.process.span)
+        error = performance.error or failure
+        line.tell(
+            _Told(
+                ended,
+                answered,
+                function=_describe_job(performance.job).get(_FUNCTION, ""),
+                error_type="" if error is None else error_type_of(error),
+                error_text="" if error is None else _text_of(error),
+            )
+        )
+    except Exception as fault:
+        guard.fault("telling a worker how its job has ended", fault)
+
+
+class _End(NamedTuple):
+    """How a spawned horse finds its line: a descriptor, and what tells whether that is still the same file."""
+
+    fd: int
+    device: int
+    inode: int
+
+
+class _Line:
+    """From a work horse to its parent: memory that both have mapped.
+
+    And no pipe: a job may close what it has inherited and open files of its own, and the pipe's number is one of theirs
+    then. A mapping has no number. What stands in it is input, as anything from another process is.
+    """
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        """``file``: for a horse that is a program of its own; a forked one has its parent's memory."""
+        self._file = file
+        if file is not None:
+            file.truncate(_LINE_SIZE)
+        self._memory = mmap.mmap(-1 if file is None else file.fileno(), _LINE_SIZE)
+
+    @classmethod
+    def of_parent(cls, end: _End) -> _Line:
+        """In a spawned horse, before any job runs. Raises OSError where the descriptor is not the line's any more."""
+        found = os.fstat(end.fd)
+        if (found.st_dev, found.st_ino) != (end.device, end.inode):
+            raise OSError(errno.EBADF, "the descriptor that leads to the worker is another file's")
+        with open(end.fd, "r+b", buffering=0) as file:
+            line = cls(file)
+        line._file = None
+        return line
+
+    def lend(self) -> _End:
+        """Lets the next program that is spawned have it; ``take_back`` afterwards."""
+        assert self._file is not None
+        fd = self._file.fileno()
+        found = os.fstat(fd)
+        os.set_inheritable(fd, True)
+        return _End(fd, found.st_dev, found.st_ino)
+
+    def take_back(self) -> None:
+        if self._file is not None:
+            self._file.close()  # what is mapped stays
+
+    def tell(self, told: _Told) -> None:
+        texts = [
+            text[:most].encode("utf-8", "replace")[:most]
+            for text, most in zip(told[2:], _LONGEST_TEXTS, strict=True)
+        ]
+        body = _HEAD.pack(told.ended, _ANSWERS.index(told.answered), *map(len, texts)) + b"".join(texts)
+        self._memory[1 : 1 + len(body)] = body
+        self._memory[0] = 1  # last: a horse that is killed meanwhile has told nothing
+
+    def told(self) -> _Told | None:
+        if not self._memory[0]:
+            return None
+        ended, answer, *lengths = _HEAD.unpack_from(self._memory, 1)
+        at, texts = 1 + _HEAD.size, []
+        for length, most in zip(lengths, _LONGEST_TEXTS, strict=True):
+            texts.append(self._memory[at : at + min(length, most)].decode("utf-8", "ignore"))
+            at += length
+        return _Told(ended, _ANSWERS[answer] if answer < len(_ANSWERS) else None, *texts)
+
+    def close(self) -> None:
+        self.take_back()
+        self._memory.close()
+
+
+_LINE_SIZE = 4096
+_HEAD = struct.Struct("=?BHHH")
+_LONGEST_TEXTS = (500, 500, 3000)
+"""Bytes of the texts, which follow the head. An error's is whatever a user wrote."""
+
+_ANSWERS = (None, False, True)
+
+_parent_line: _Line | None = None
+"""In a spawned horse: to its parent."""
+
+
+def _unnamed_file() -> IO[bytes]:
+    """A file that nobody else can find, and no disk need be writable for where the system has such."""
+    with contextlib.suppress(AttributeError, OSError):
+        return open(os.memfd_create("queueprop"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _is_recorded(span: Span) -> bool:
@@ -643,11 +962,13 @@ def _is_recorded(span: Span) -> bool:
     return span.get_span_context().is_valid and not isinstance(span, NonRecordingSpan)
 
 
-def _short(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     try:
-        return str(error)[:50]
-    except Exception:
-        return ""
+        return str(error)
+    except Exception as fault:
+        if guard.is_not_ours(fault):
+            raise
+        return "<its __str__ raises>"
 
 
 # A spawned work horse joins
@@ -667,10 +988,10 @@ class _JoiningOs:
         return getattr(os, name)
 
     def spawnv(self, mode: int, file: str, args: Iterable[str]) -> int:
-        return os.spawnv(mode, file, self._joining(args))
+        return os.spawnve(mode, file, self._joining(args), {**os.environ, **guard.environment()})
 
     def posix_spawn(self, path: str, argv: Iterable[str], env: Mapping[str, str], **options: Any) -> int:
-        return os.posix_spawn(path, self._joining(argv), env, **options)
+        return os.posix_spawn(path, self._joining(argv), {**env, **guard.environment()}, **options)
 
     def _joining(self, argv: Iterable[str]) -> list[str]:
         arguments = list(argv)
@@ -680,14 +1001,15 @@ class _JoiningOs:
         return arguments
 
 
-def _prologue(fd: int, what: str, settings: Settings) -> str:
+def _prologue(end: _End, what: str, settings: Settings) -> str:
+    joined = (*end, _circuit.state, what, _AUTO_INSTRUMENTATION in sys.modules, _pickled(settings))
     return f"""
 try:
     from queueprop.adapters import rq as _queueprop
 except ImportError:
     pass
 else:
-    _queueprop._join_parent({fd}, {what!r}, {_AUTO_INSTRUMENTATION in sys.modules}, {_pickled(settings)!r})
+    _queueprop._join_parent{joined!r}
 """
 
 
@@ -703,12 +1025,20 @@ def _pickled(settings: Settings) -> dict[str, bytes]:
     return pickled
 
 
-def _join_parent(fd: int, what: str, launched: bool, settings: dict[str, bytes]) -> None:
+def _join_parent(
+    fd: int,
+    device: int,
+    inode: int,
+    circuit: bytes,
+    what: str,
+    launched: bool,
+    settings: dict[str, bytes],
+) -> None:
     """In a spawned work horse, before RQ's program: does what its parent has done, as far as that can be told."""
-    global _parent_pipe
+    global _parent_line
     try:
-        _parent_pipe = fd
-        os.set_inheritable(fd, False)
+        _parent_line = _Line.of_parent(_End(fd, device, inode))
+        _circuit.state = circuit
         if launched and _AUTO_INSTRUMENTATION not in sys.modules:
             # Until 0.65 it takes itself out of PYTHONPATH, and wants the variable to exist.
             os.environ.setdefault("PYTHONPATH", "")
@@ -737,14 +1067,31 @@ def _traced(publish: Any, hooks: _Hooks) -> Callable[..., Any]:
     if isinstance(publish, functools.partial):
         return functools.partial(_traced(publish.func, hooks), *publish.args, **publish.keywords)
     owner = getattr(publish, "__self__", None)
-    if isinstance(owner, Queue):
+    if isinstance(owner, Queue) and not _is_another_method_of_rq(publish):
         return lambda *args, **kwargs: getattr(_traced_queue(owner, hooks), publish.__name__)(*args, **kwargs)
-    if Group is not None and isinstance(owner, Group):
+    if Group is not None and isinstance(owner, Group) and not _is_another_method_of_rq(publish):
         # Its own parameter has the same name, and may be given by it.
         return lambda queue, *args, **kwargs: publish(_traced_queue(queue, hooks), *args, **kwargs)
     if _job_decorator_of(publish) is not None:
         return lambda *args, **kwargs: _with_traced_queue(publish, hooks)(*args, **kwargs)
-    raise TypeError(f"traced_publish wants a method of a queue, or a job function's delay, not {publish!r}")
+    form = "a method of a queue that enqueues, or a job function's delay, as in traced_publish(queue.enqueue)"
+    raise words.refused("traced_publish", form, publish)
+
+
+def _is_another_method_of_rq(method: Any) -> bool:
+    """Whether it is one that publishes nothing. A subclass may have further ones that do."""
+    return words.library_of(method) == "rq" and method.__name__ not in _PUBLISHES
+
+
+_PUBLISHES = (
+    "enqueue",
+    "enqueue_at",
+    "enqueue_call",
+    "enqueue_in",
+    "enqueue_job",
+    "enqueue_many",
+    "schedule_job",
+)
 
 
 def _traced_queue(queue: Any, hooks: _Hooks) -> Any:
@@ -791,6 +1138,8 @@ def _rebuilt(function: types.FunctionType, names: dict[str, Any], closure: Any) 
 
 
 def _traced_function(function: F, hooks: _Hooks) -> F:
+    words.check_handler("traced_consumer", function, "a job's function, as in @traced_consumer")
+
     def begin(args: Arguments, kwargs: Options) -> _Function | None:
         job = get_current_job()
         if job is None or _performance_of(job):
@@ -809,17 +1158,23 @@ class _Function:
         self.reattach = performance.process.reattach
 
     def open(self) -> None:
+        self._pid = os.getpid()
         self._performance.begin()
 
     def close(self, error: BaseException | None = None) -> None:
         job, engine = self._performance.job, self._performance.engine
-        if self._performance.has_lost_context(even_in_empty=False):
-            job.meta = _with_carrier(job.meta, self._performance.carrier)
-        self._performance.end(error)
+        if os.getpid() == self._pid:
+            kept = self._performance.kept_meta(even_in_empty=False)
+            if kept is not None:
+                job.meta = kept
+            self._performance.end(error)
+        else:
+            self.detach()  # a child that the job has forked
         if os.environ.get("RQ_JOB_ID") == job.id and not _watched.get():
             # In a work horse. This is still in the job's time limit, and must not be what exceeds it.
             left = signal.getitimer(signal.ITIMER_REAL)[0]
-            flush(min(engine.settings.flush_timeout, left / 2) if left else engine.settings.flush_timeout)
+            timeout = engine.settings.flush_timeout
+            _hand_over(timeout, _circuit.patience(timeout), left / 2 if left else math.inf)
 
 
 # RQ's jobs as messages
@@ -893,11 +1248,12 @@ def _context_kept(job: Any, even_in_empty: bool = False) -> Iterator[None]:
     RQ does not store an empty ``meta``, save when it is told to (``save_meta``).
     """
     performance = _performance_of(job)
-    if performance is None or not performance.has_lost_context(even_in_empty):
+    kept = None if performance is None else performance.kept_meta(even_in_empty)
+    if kept is None:
         yield
         return
     replaced = job.meta
-    job.meta = _with_carrier(replaced, performance.carrier)
+    job.meta = kept
     try:
         yield
     finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from rq.worker_pool import WorkerPool
 
 import queueprop.adapters.rq as adapter
 from integration.contract.telemetry import capture_logs, set_providers, tell
+from queueprop import guard
+from queueprop.sdk import configure_tracing
 
 
 def work(note: str = "") -> str:
@@ -31,6 +36,10 @@ def work(note: str = "") -> str:
             {"note": note, "trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"},
         )
     return note
+
+
+def rest() -> None:
+    """Makes no span."""
 
 
 async def work_async(note: str = "") -> str:
@@ -103,6 +112,39 @@ def leave() -> None:
     sys.exit()
 
 
+def raise_text(text: str) -> None:
+    work("raise")
+    raise ValueError(text)
+
+
+def fork_child() -> None:
+    """Its child leaves the job by ``sys.exit``."""
+    pid = os.fork()
+    if pid == 0:
+        work("child")
+        sys.exit()
+    os.waitpid(pid, 0)
+    work("parent")
+
+
+def replace_descriptors(folder: str) -> None:
+    """Closes every descriptor that it has inherited, but for sockets, and opens files of its own in their places."""
+    sockets = [fd for fd in range(3, 256) if _is_open(fd, stat.S_ISSOCK)]
+    for fd in range(3, 256):
+        if fd not in sockets and _is_open(fd):
+            os.close(fd)
+    for number in range(40):
+        os.open(f"{folder}/{number}", os.O_RDWR | os.O_CREAT)
+    work("replaced")
+
+
+def _is_open(fd: int, kind: Callable[[int], bool] = bool) -> bool:
+    try:
+        return kind(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def on_success(job: Any, connection: Any, result: Any) -> None:
     work("on_success")
 
@@ -132,6 +174,11 @@ def traced_work(note: str = "") -> str:
 @adapter.traced_consumer()
 async def traced_work_async(note: str = "") -> str:
     return work(note)
+
+
+@adapter.traced_consumer
+def traced_fork_child() -> None:
+    fork_child()
 
 
 @adapter.traced_consumer
@@ -194,14 +241,25 @@ def run_worker(
     instrumented: bool = True,
     sdk: bool = True,
     stuck: bool = False,
+    collector: str | None = None,
+    pause: int | None = None,
+    broken_logging: str | None = None,
+    burst: bool = True,
     **options: Any,
 ) -> None:
     """Works off a queue in this process and its children."""
-    if sdk:
+    if pause:
+        adapter._PAUSE = pause
+    if collector:
+        configure_tracing("contract", endpoint=collector)
+    elif sdk:
         provider, _ = set_providers()
         if stuck:
             provider.add_span_processor(BatchSpanProcessor(_StuckExporter()))
-    capture_logs()
+    if broken_logging:
+        _break_everything(broken_logging)
+    else:
+        capture_logs()
     if instrumented:
         adapter.RQInstrumentor().instrument()
     connection = Redis.from_url(url)
@@ -214,7 +272,36 @@ def run_worker(
         [Queue(queue, connection=connection)],
         connection=connection,
         work_horse_killed_handler=horse_was_killed,
-    ).work(burst=True, logging_level="WARNING", **options)
+    ).work(burst=burst, logging_level="WARNING", **options)
+
+
+class _BrokenProvider(trace.NoOpTracerProvider):
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("the SDK's")
+
+
+class _RaisingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("the log's disk is full")
+
+
+class _RaisingFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise KeyError("request_id")
+
+
+def _break_everything(logging_is: str) -> None:
+    """Every job is a fault that is to be told of, and telling of it is one more."""
+    guard.raise_faults = False
+    trace._TRACER_PROVIDER = _BrokenProvider()
+    logger = logging.getLogger("queueprop")
+    if logging_is == "a handler that raises":
+        logger.addHandler(_RaisingHandler())
+    elif logging_is == "a filter that raises":
+        logger.addFilter(_RaisingFilter())
+    else:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        sys.stderr.close()
 
 
 def start_worker(url: str, queue: str, worker: str, **options: Any) -> subprocess.Popen[bytes]:

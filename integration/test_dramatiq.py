@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,14 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import dq_name, xq_name
-from dramatiq.middleware import GroupCallbacks, Interrupt, TimeLimit, raise_thread_exception
+from dramatiq.middleware import (
+    CurrentMessage,
+    GroupCallbacks,
+    Interrupt,
+    Middleware,
+    TimeLimit,
+    raise_thread_exception,
+)
 from dramatiq.rate_limits.backends import RedisBackend as RedisRateLimiterBackend
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
@@ -262,6 +270,26 @@ def test_opentelemetry_instrument_traces_the_command_line(application: Applicati
     assert {span["parent_id"] for span in work} == set(consumers)
 
 
+def test_one_of_the_processes_says_that_there_is_no_sdk(application: Application) -> None:
+    """Under the launcher, without a distribution that would set one up: what one of two forked processes has said, the
+    other does not say again."""
+    environment = application.environment
+    missing = {"OTEL_PYTHON_DISTRO": "none", "OTEL_PYTHON_CONFIGURATOR": "none"}
+    application.environment = {**environment, **missing}
+    with application.working(before=(COMMAND.with_name("opentelemetry-instrument"),)):
+        application.environment = {**environment, "OTEL_SDK_DISABLED": "true"}
+        application.send(["first"])
+        application.wait_for(1)
+        application.send([f"note {number}" for number in range(40)])
+        application.wait_for(41)
+    assert len({it["pid"] for it in application.run.records("seen")}) == 2
+    log = (application.folder / "log").read_text()
+    assert (
+        log.count("queueprop, tracing messages: opentelemetry-instrument has set up no OpenTelemetry SDK")
+        == 1
+    )
+
+
 def _json_objects(text: str) -> Iterator[Any]:
     decoder, at = json.JSONDecoder(), text.find("{")
     while at >= 0:
@@ -438,6 +466,75 @@ def test_a_pipeline_a_group_and_its_callback_on_a_server(on_redis: Rig, redis_ur
     assert {span.trace_id for span in on_redis.consumers} == {f"{ambient.trace_id:032x}"}
     assert len(on_redis.consumers) == len(on_redis.producers) == 5
     on_redis.assert_one_trace()
+
+
+# Messages as without us
+
+
+def test_what_is_returned_is_what_arrives_on_redis(on_redis: Rig) -> None:
+    """send, send_with_options, enqueue, a delay: an equal message in the actor and in middleware, and the caller's own
+    is not altered.
+    """
+    _check_what_is_returned(on_redis)
+
+
+def test_what_is_returned_is_what_arrives_on_rabbitmq(on_rabbitmq: Rig) -> None:
+    """The same, with pika instrumented as well or not."""
+    _check_what_is_returned(on_rabbitmq)
+
+
+def _check_what_is_returned(traced: Rig) -> None:
+    arrived: list[Any] = []
+
+    class Listening(Middleware):
+        def before_delay_message(self, broker: Any, message: Any) -> None:
+            arrived.append(message._message)
+
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            arrived.append(message._message)
+
+    def listen(*args: Any) -> None:
+        current: Any = CurrentMessage.get_current_message()
+        arrived.append(current._message)
+
+    traced.broker.add_middleware(Listening())
+    traced.broker.add_middleware(CurrentMessage())
+    listening = traced.actor(listen)
+    own = listening.message_with_options(args=("own",), tenant="a")
+    options = own.options
+    returned = [
+        listening.send("sent"),
+        listening.send_with_options(args=("with options",), tenant="a", limits=[1, None]),
+        traced.broker.enqueue(own),
+        traced.broker.enqueue(own),
+        listening.send_with_options(args=("delayed",), delay=20),
+    ]
+    assert own.options is options
+    assert options == {"tenant": "a"}
+    assert all(it.options["queueprop"].keys() >= {"traceparent", "sent_at"} for it in returned)
+    with traced.working():
+        traced.wait_for(len(returned))
+    *at_once, delayed = returned
+    for message in at_once:
+        assert arrived.count(message) == 2
+    found = [it for it in arrived if it.args == ("delayed",)]
+    assert found.pop(0) == delayed
+    assert [it.options["queueprop"] for it in found] == [delayed.options["queueprop"]] * 2
+    assert len(arrived) == 2 * len(returned) + 1
+    traced.assert_one_trace()
+
+
+def test_options_are_refused_by_rabbitmq_s_broker_as_without_us(on_rabbitmq: Rig) -> None:
+    """A mapping that is no dict cannot be encoded, and no copy of ours makes it one."""
+    listening = on_rabbitmq.actor(_nothing)
+    options: Any = UserDict(tenant="a")
+    with pytest.raises(TypeError, match="UserDict is not JSON serializable"):
+        on_rabbitmq.broker.enqueue(dramatiq.Message(on_rabbitmq.queue, "_nothing", (), {}, options))
+    listening.send()
+    with on_rabbitmq.working():
+        on_rabbitmq.wait_for(1)
+    assert len(on_rabbitmq.producers) == 1
+    on_rabbitmq.assert_one_trace()
 
 
 # pika beneath it

@@ -947,7 +947,7 @@ class TestRival:
         assert spans.all == []
         warnings = [text for text in spans.complaints if "opentelemetry.instrumentation.pika" in text]
         assert len(warnings) == 1
-        assert "uninstrument" in warnings[0]
+        assert "uninstall opentelemetry-instrumentation-pika or" in warnings[0]
 
     def test_uninstrumenting_ours_does_the_other_no_harm(
         self, spans: Spans, rabbitmq_url: str, rival: Any

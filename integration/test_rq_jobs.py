@@ -12,11 +12,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ import pytest
 pytest.importorskip("rq")
 
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue, Retry
@@ -665,9 +670,231 @@ def test_an_exporter_that_hangs_delays_a_job_by_no_more_than_the_bound(
     process.wait()
 
 
+_TEXTS = {
+    "emoji": "bad name: " + "\N{GRINNING FACE}" * 40,
+    "long": "x" * 100_000,
+    "control characters": "\x00\x1b[0m\r\n\u2028\"'" * 100,
+}
+
+
+@pytest.mark.parametrize("sdk", [True, False])
+@pytest.mark.parametrize("text", list(_TEXTS))
+@pytest.mark.parametrize("worker", HORSES)
+def test_whatever_a_job_raises_its_worker_goes_on(
+    instrumented: Rig, worker: str, text: str, sdk: bool
+) -> None:
+    """An error's text is a user's input, and the horse tells its parent of it."""
+    failed = instrumented.enqueue(tasks.raise_text, _TEXTS[text])
+    next_one = instrumented.enqueue(tasks.work, "next")
+    instrumented.work(worker, sdk=sdk)
+    assert (failed.get_status(), next_one.get_status()) == ("failed", "finished")
+    if not sdk:
+        return
+    assert [span.status for span in instrumented.consumers] == ["ERROR", "UNSET"]
+    assert instrumented.consumers[0].description[:1000] == _TEXTS[text][:1000]  # type: ignore[index]
+    instrumented.assert_one_trace()
+
+
+@pytest.mark.parametrize("worker", list(tasks.WORKERS))
+def test_a_child_that_a_job_forks_is_not_its_work_horse(instrumented: Rig, worker: str) -> None:
+    """It leaves by sys.exit, through RQ's code and ours: the worker goes on, and the job has one span, its parent's."""
+    for _ in range(3):
+        instrumented.enqueue(tasks.fork_child)
+    instrumented.work(worker)
+    assert sorted(note for note, _ in instrumented.seen) == ["child"] * 3 + ["parent"] * 3
+    assert [span.status for span in instrumented.consumers] == ["UNSET"] * 3
+    assert len({span.span_id for span in instrumented.consumers}) == 3
+    if "spawn" not in worker:  # that one has no SDK here: its span is its parent's to make
+        assert {span_id for _, span_id in instrumented.seen} == {it.span_id for it in instrumented.consumers}
+    instrumented.assert_one_trace()
+
+
+def test_a_child_that_a_traced_function_forks_has_no_span_of_its_own(make_rig: Callable[[str], Rig]) -> None:
+    """traced_consumer alone, on a plain worker: the same."""
+    rig = make_rig("explicit")
+    rig.enqueue(tasks.traced_fork_child)
+    rig.work("fork", instrumented=False)
+    assert [(note, span_id) for note, span_id in rig.seen] == [
+        ("child", rig.only.span_id),
+        ("parent", rig.only.span_id),
+    ]
+    assert rig.only.status == "UNSET"
+
+
+@pytest.mark.parametrize("worker", HORSES)
+def test_what_a_horse_tells_is_in_no_file_of_the_job_s(instrumented: Rig, worker: str) -> None:
+    """A job may close descriptors that it has inherited, and open files that get their numbers."""
+    files = instrumented.folder / "files"
+    files.mkdir()
+    instrumented.enqueue(tasks.replace_descriptors, str(files))
+    instrumented.enqueue(tasks.work, "next")
+    instrumented.work(worker)
+    assert {file.read_bytes() for file in files.iterdir()} == {b""}
+    assert [span.status for span in instrumented.consumers] == ["UNSET", "UNSET"]
+    instrumented.assert_one_trace()
+
+
+class Collector:
+    """A fake one: it refuses connections; from ``listen`` on it takes them, and from ``answer`` on it answers."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(), bind_and_activate=False)
+        self._server.daemon_threads = True
+        self._server.server_bind()
+        self._is_answering = False
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def listen(self) -> None:
+        self._server.server_activate()
+
+    def answer(self) -> None:
+        self._is_answering = True
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        if self._is_answering:
+            self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def performed(self) -> list[str]:
+        """The ids of the jobs whose CONSUMER span has come."""
+        return [_attribute(span, "messaging.message.id") for span in self._consumers]
+
+    @property
+    def worked(self) -> list[str]:
+        """Those of the jobs of which a span has come that was made inside."""
+        ids = {span.span_id: _attribute(span, "messaging.message.id") for span in self._consumers}
+        return [ids[span.parent_span_id] for span in self.spans if span.parent_span_id in ids]
+
+    @property
+    def _consumers(self) -> list[Span]:
+        return [span for span in self.spans if span.kind == Span.SPAN_KIND_CONSUMER]
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        spans = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    for scope in group.scope_spans:
+                        spans.extend(scope.spans)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None: ...
+
+        return Handler
+
+
+def _attribute(span: Span, name: str) -> str:
+    return str({it.key: it.value.string_value for it in span.attributes}[name])
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+def are_done(*jobs: Job) -> bool:
+    return all(job.get_status() in ("finished", "failed") for job in jobs)
+
+
+def waits(jobs: list[Job], seconds: float) -> int:
+    """How often nothing happened for so long, from the first job's start to the last one's end."""
+    moments: list[Any] = []
+    for job in jobs:
+        job.refresh()  # type: ignore[no-untyped-call, unused-ignore]
+        moments += [job.started_at, job.ended_at]
+    moments.sort()
+    return sum((later - earlier).total_seconds() >= seconds for earlier, later in pairwise(moments))
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+@pytest.mark.parametrize("worker", FORKS)
+def test_a_dead_collector_is_waited_for_once(
+    instrumented: Rig, collector: Collector, worker: str, is_down: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first horse. The next leave their spans to the worker, which hands them over when somebody takes them."""
+    monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "3")
+    if not is_down:
+        collector.listen()
+    jobs = [instrumented.enqueue(tasks.work) for _ in range(5)] + [instrumented.enqueue(tasks.fail)]
+    last = instrumented.enqueue(tasks.sleep, 1)
+    process = instrumented.start(worker, collector=collector.endpoint)
+    wait_until(lambda: are_done(*jobs), "the jobs are done")
+    if is_down:
+        collector.listen()
+    collector.answer()
+    assert process.wait(30) == 0
+    waited = waits([*jobs, last], 3)
+    assert waited == 1 or (waited == 0 and is_down)  # an SDK that gives up at once
+    if waited:
+        left = [job.id for job in (*jobs[1:], last)]
+        assert sorted(it for it in collector.performed if it in left) == sorted(left)
+
+
+def test_a_collector_that_is_back_gets_all_spans_again(
+    instrumented: Rig, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then a horse tries; once it is answered, the spans that jobs make inside themselves arrive as well."""
+    monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "4")
+    collector.listen()
+    process = instrumented.start("fork", collector=collector.endpoint, burst=False, pause=10)
+    jobs = [instrumented.enqueue(tasks.work)]
+    wait_until(lambda: are_done(*jobs), "the first job is done")
+    collector.answer()
+
+    def is_found() -> bool:
+        jobs.append(instrumented.enqueue(tasks.work))
+        wait_until(lambda: are_done(*jobs), "a job is done")
+        return jobs[-1].id in collector.worked
+
+    wait_until(is_found, "a horse has tried")
+    last = [instrumented.enqueue(tasks.work) for _ in range(3)]
+    wait_until(lambda: are_done(*last), "the last jobs are done")
+    process.terminate()
+    assert process.wait(30) == 0
+    assert collector.worked[-3:] == [job.id for job in last]
+    assert len(collector.performed) == len(set(collector.performed))
+
+
+def test_a_traced_function_on_a_plain_worker_waits_once_for_a_dead_collector(
+    make_rig: Callable[[str], Rig], collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its horses have no parent that knows of us; what one has found out the next ones know all the same."""
+    monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "3")
+    collector.listen()
+    rig = make_rig("explicit")
+    jobs = [rig.enqueue(tasks.traced_work) for _ in range(5)]
+    process = rig.start("fork", instrumented=False, collector=collector.endpoint)
+    wait_until(lambda: are_done(*jobs), "the jobs are done")
+    collector.answer()
+    assert process.wait(30) == 0
+    assert waits(jobs, 3) == 1
+
+
+@pytest.mark.parametrize("how", ["a handler that raises", "a filter that raises", "a closed stderr"])
+def test_with_its_logging_broken_a_worker_delivers_every_job(instrumented: Rig, how: str) -> None:
+    """Every job is a fault, since the SDK raises, and telling of it is another."""
+    jobs = [instrumented.enqueue(tasks.rest) for _ in range(20)]
+    instrumented.work("simple", broken_logging=how)
+    assert [job.get_status() for job in jobs] == ["finished"] * 20
+
+
 @pytest.mark.parametrize("worker", ["fork", "simple"])
 def test_without_an_sdk_workers_run_on_and_the_context_goes_through(instrumented: Rig, worker: str) -> None:
-    """No spans, no errors; what a job publishes is still in the trace of who published the job."""
+    """No spans, no errors, one line that says so; what a job publishes is still in the trace of who published it."""
     job = instrumented.enqueue(tasks.publish_more)
     instrumented.enqueue(tasks.fail)
     if worker == "fork":
@@ -678,7 +905,8 @@ def test_without_an_sdk_workers_run_on_and_the_context_goes_through(instrumented
     assert job.get_status() == "finished"
     [more] = Queue("more", connection=instrumented.connection).jobs
     assert more.meta["queueprop"] == job.meta["queueprop"]
-    assert [record.text for record in instrumented.run.logged] == []
+    [told] = [record.text for record in instrumented.run.logged]
+    assert "no OpenTelemetry SDK is set up in this process" in told
 
 
 @pytest.mark.parametrize("worker", ["fork", "traced simple"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
 
 from opentelemetry.context import get_current
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
-from queueprop import guard
+from queueprop import guard, words
 from queueprop.engine.engine import engine_for
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Receive
@@ -40,13 +40,14 @@ def send_span(
         headers: short for ``Message(headers=...)``: a dict or a list of pairs that is yours; written in place.
         settings: instead of those of the environment.
 
-    An exception of the body makes the span an error and goes on. Nothing else is raised.
+    An exception of the body makes the span an error and goes on. Nothing else is raised: a wrong argument is said once,
+    in one line, and makes no span.
     """
-    if message is None:
-        message = Message(headers)
-    elif headers is not None:
-        _said_twice()
-    return engine_for(settings).send(destination, message)
+    try:
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).send(destination, message)
+    except Exception as error:
+        return _recovered(send_span, error, destination, message, headers, settings)
 
 
 def process_span(
@@ -65,11 +66,11 @@ def process_span(
     link for each. Arguments as for ``send_span``; ``headers`` are only read. An exception of the body makes the span
     an error and goes on. Nothing else is raised.
     """
-    if message is None:
-        message = Message(headers)
-    elif headers is not None:
-        _said_twice()
-    return engine_for(settings).process(destination, message)
+    try:
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).process(destination, message)
+    except Exception as error:
+        return _recovered(process_span, error, destination, message, headers, settings)
 
 
 def receive_span(
@@ -89,13 +90,16 @@ def receive_span(
     gets its own from ``process_span``. Arguments as for ``process_span``; messages that are known beforehand count as
     pulled.
     """
-    receive = engine_for(settings).receive(destination, batch=isinstance(message, Sequence))
-    receipt = ReceiveSpan(receive)
+    try:
+        found = Message(headers) if message is None else _message(message, headers)
+        receive = engine_for(settings).receive(destination, batch=isinstance(found, Sequence))
+    except Exception as error:
+        recovered = _recovered(receive_span, error, destination, message, headers, settings)
+        return recovered if isinstance(recovered, ReceiveSpan) else ReceiveSpan(None)
     if message is not None or headers is not None:
-        found = _message(message, headers)
         for one in [found] if isinstance(found, Message) else found:
             receive.add(one)
-    return receipt
+    return ReceiveSpan(receive)
 
 
 def settle_span(
@@ -112,7 +116,11 @@ def settle_span(
     Of a sequence of messages that are settled at once it is the last one's child, and links to the others.
     ``operation`` names it (``nack orders``). Other arguments as for ``process_span``.
     """
-    return engine_for(settings).settle(destination, _message(message, headers), operation=operation)
+    try:
+        message = Message(headers) if message is None else _message(message, headers)
+        return engine_for(settings).settle(destination, message, operation=operation)
+    except Exception as error:
+        return _recovered(settle_span, error, destination, message, headers, settings, operation=operation)
 
 
 def traced_consumer(
@@ -133,14 +141,26 @@ def traced_consumer(
         headers: is called with the handler's own arguments and gives the message's headers, or a ``Message`` where
             more is known. Without it, the first argument that has an attribute ``headers`` tells.
         settings: instead of those of the environment.
-    """
-    engine = engine_for(settings)
-    headers_of = headers if headers is not None else _headers_of_arguments
 
-    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return engine.process(destination, _as_message(_read_headers(headers_of, args, kwargs)))
+    Raises TypeError for what is no destination, also where the parentheses are forgotten, and for what is no function.
+    """
+    if not isinstance(destination, Destination):
+        raise words.refused(
+            "traced_consumer", f"a Destination, as in @queueprop.traced_consumer({_ORDERS})", destination
+        )
+    if headers is not None and not callable(headers):
+        raise words.refused("traced_consumer", "a function, as in headers=lambda job: job.headers", headers)
+    engine = words.engine_of(settings, "traced_consumer")
 
     def decorate(handler: F) -> F:
+        words.check_handler("traced_consumer", handler, "a function or method to decorate")
+        headers_of = (
+            _headers_of_arguments(handler) if headers is None else _guarded(headers, "calling headers=")
+        )
+
+        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return engine.process(destination, _as_message(headers_of(args, kwargs)))
+
         return run_inside(handler, begin)
 
     return decorate
@@ -152,8 +172,10 @@ def carry_context(fn: F) -> F:
         pool.submit(carry_context(work), order)
 
     Span and baggage that are current now are current whenever ``fn`` runs, and gone from there afterwards. Works for
-    functions, coroutine functions and generators.
+    functions, coroutine functions and generators. Raises TypeError for what cannot be called.
     """
+    if not callable(fn):
+        raise words.refused("carry_context", "a function, as in pool.submit(carry_context(work), order)", fn)
     context = get_current()
     return run_inside(fn, lambda args, kwargs: CarriedContext(context))
 
@@ -161,7 +183,7 @@ def carry_context(fn: F) -> F:
 class ReceiveSpan:
     """A pull call in progress: tell it what was pulled."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive | None) -> None:
         self._receive = receive
 
     def add(self, message: Message | None = None, *, headers: object = None) -> None:
@@ -170,22 +192,76 @@ class ReceiveSpan:
             message = Message(headers)
         elif headers is not None:
             _said_twice()
-        self._receive.add(message)
+        if not isinstance(message, Message):
+            words.say(
+                "receive_span", "add wants a Message, or headers by name: add(headers=job.headers)", message
+            )
+        elif self._receive is not None:
+            self._receive.add(message)
 
     def __enter__(self) -> ReceiveSpan:
-        self._receive.open()
+        if self._receive is not None:
+            self._receive.open()
         return self
 
     def __exit__(self, exc_type: object, error: BaseException | None, trace: object) -> None:
-        self._receive.close(error)
+        if self._receive is not None:
+            self._receive.close(error)
 
 
-def _message(message: Message | Sequence[Message] | None, headers: object) -> Message | Sequence[Message]:
-    if message is None:
-        return Message(headers)
+_ORDERS = 'queueprop.Destination("my-queue", "orders")'
+
+
+def _message(message: Message | Sequence[Message], headers: object) -> Message | Sequence[Message]:
     if headers is not None:
         _said_twice()
+    if not isinstance(message, Message) and not _are_messages(message):
+        raise _NoMessageError
     return message
+
+
+class _NoMessageError(Exception):
+    """Somebody gave something else."""
+
+
+def _are_messages(given: object) -> bool:
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        return False
+    try:
+        return all(isinstance(one, Message) for one in given)
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        return False
+
+
+def _recovered(
+    word: Callable[..., Any],
+    error: Exception,
+    destination: object,
+    message: object,
+    headers: object,
+    settings: object,
+    **options: object,
+) -> AbstractContextManager[Any]:
+    """What a word gives where something that it was given is something else: looked for behind an error alone."""
+    if guard.is_not_ours(error):
+        raise error
+    name = word.__name__
+    if not isinstance(destination, Destination):
+        form = f"a Destination, as in {name}({_ORDERS}, headers=headers)"
+        words.say(name, f"it wants {form}; the message goes on without a span", destination)
+    elif isinstance(error, _NoMessageError):
+        form = f"a Message or a list of them, or headers by name: {name}(destination, headers=job.headers)"
+        words.say(name, f"it wants {form}; the message goes on without a span", message)
+    elif settings is not None and not isinstance(settings, Settings):
+        words.say_settings(name, settings)
+        made = word(destination, message, headers=headers if message is None else None, **options)
+        return cast(AbstractContextManager[Any], made)
+    else:
+        # A field of the Destination's, or the operation's name, is of a type that it cannot be.
+        guard.slip(f"reading the arguments of {name}", error)
+    return nullcontext(INVALID_SPAN)
 
 
 def _said_twice() -> None:
@@ -198,17 +274,41 @@ def _as_message(found: object) -> Message:
     return found if isinstance(found, Message) else Message(found)
 
 
-def _read_headers(headers_of: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    try:
-        return headers_of(*args, **kwargs)
-    except Exception as error:
-        guard.fault("calling the headers= function of a traced_consumer", error)
+HeadersOf = Callable[[tuple[Any, ...], dict[str, Any]], object]
+
+
+def _headers_of_arguments(handler: object) -> HeadersOf:
+    """The headers of the first argument that has some. ``handler`` is whose they are."""
+    where = f"traced_consumer on {words.shown(handler)}"
+
+    def find(*args: Any, **kwargs: Any) -> object:
+        have_none = False
+        for argument in (*args, *kwargs.values()):
+            found = getattr(argument, "headers", _NOTHING)
+            if found is not None and found is not _NOTHING:
+                return found
+            have_none = have_none or found is None
+        if not have_none:
+            guard.mistake(where, _WITHOUT_HEADERS)
         return None
 
+    return _guarded(find, "reading the attribute headers of an argument", where)
 
-def _headers_of_arguments(*args: Any, **kwargs: Any) -> object:
-    for argument in (*args, *kwargs.values()):
-        found = getattr(argument, "headers", None)
-        if found is not None:
-            return found
-    return None
+
+def _guarded(function: Callable[..., object], what: str, where: str = "traced_consumer") -> HeadersOf:
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            guard.slip(f"{where}, {what}", error)
+            return None
+
+    return read
+
+
+_NOTHING = object()
+
+_WITHOUT_HEADERS = (
+    "no argument of it has an attribute headers, so no context is read; say where they are, "
+    "as in traced_consumer(destination, headers=lambda job: job.headers)"
+)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import mmap
 import os
 import signal
 import sys
 import traceback
+import zlib
 from contextlib import suppress
 from contextvars import ContextVar
 from types import CodeType
@@ -33,7 +35,8 @@ raise_faults = os.environ.get("_QUEUEPROP_RAISE_FAULTS") == "1"
 
 _not_ours: tuple[type[BaseException], ...] = ()
 
-# How often each thing was to be said. A forked child has its parent's: what that one said is said.
+# How often each thing was to be said. A forked child has its parent's: what that one said is said. So is what its
+# siblings say: they share a page. A program that is started as a part of this one is told by its environment.
 _logged: dict[str, int] = {}
 _MOST = 1000
 """Of that many different things; whoever has not noticed by then is not helped by more."""
@@ -88,6 +91,11 @@ def slip(where: str, error: Exception) -> None:
     if is_not_ours(error):
         raise error
     mistake(where, f"it raised {_shown(error)}{_place(error)}; the message goes on without it")
+
+
+def environment() -> dict[str, str]:
+    """A variable for a program that is started as a part of this one: there is not said again what was said here."""
+    return {_SAID: ",".join({*_said_before, *(f"{_key(what):x}" for what in _logged)})}
 
 
 def is_not_ours(error: Exception) -> bool:
@@ -145,10 +153,43 @@ _saying: ContextVar[bool] = ContextVar("queueprop-saying", default=False)
 
 def _count(what: str) -> int:
     """How often this was to be said by now; a thing too many counts as said."""
-    if what not in _logged and len(_logged) >= _MOST:
-        return 3  # no first time, and none that is told
-    times = _logged[what] = _logged.get(what, 0) + 1
-    return times
+    if what not in _logged:
+        if len(_logged) >= _MOST:
+            return 3  # no first time, and none that is told
+        _logged[what] = 1 if _is_said_by_another(_key(what)) else 0
+    _logged[what] += 1
+    return _logged[what]
+
+
+def _key(what: str) -> int:
+    return zlib.crc32(what.encode(errors="replace"))
+
+
+def _is_said_by_another(key: int) -> bool:
+    """Whether another process of this tree has said it; if not, this one is about to."""
+    place = key % _PLACES * _PLACE
+    sayer = int.from_bytes(_sayers[place : place + _PLACE], "big")
+    if not sayer:
+        _sayers[place : place + _PLACE] = os.getpid().to_bytes(_PLACE, "big")
+    return f"{key:x}" in _said_before or sayer not in (0, os.getpid())
+
+
+_SAID = "_QUEUEPROP_SAID"
+_said_before = frozenset(filter(None, os.environ.get(_SAID, "").split(",")))
+
+_PLACE = 4  # bytes of a process id
+_PLACES = 1 << 16
+
+
+def _shared_page() -> Any:
+    try:
+        return mmap.mmap(-1, _PLACES * _PLACE)
+    except OSError:
+        return bytearray(_PLACES * _PLACE)
+
+
+# Which process of those that were forked from one another has said a thing.
+_sayers = _shared_page()
 
 
 def _named(where: str, about: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any, cast
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from queueprop import guard
+from queueprop.process import flush as flushing
 from queueprop.process.exit import HandOver
 from queueprop.settings import Settings
 
@@ -30,8 +31,6 @@ try:
     from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(_HINT, name=error.name) from None
-
-_logger = logging.getLogger("queueprop")
 
 _configured: trace.TracerProvider | None = None
 
@@ -88,7 +87,7 @@ def configure_tracing(
     if not _is_disabled():
         for make in [lambda: exporter] if exporter is not None else _exporter_factories(endpoint, headers):
             _add_exporter(provider, make)
-        HandOver(provider.shutdown, exit_timeout, Settings().flush_timeout).install()
+        _hand_over(provider, exit_timeout)
     trace.set_tracer_provider(provider)
     _configured = provider
     return provider
@@ -96,12 +95,18 @@ def configure_tracing(
 
 def _warn_of(present: trace.TracerProvider) -> None:
     if present is _configured:
-        _logger.warning("configure_tracing() was called before; this call changes nothing")
+        guard.mistake("configure_tracing()", "it was called before; this call changes nothing")
     else:
-        _logger.warning(
-            "configure_tracing() changes nothing: there is a tracer provider already (%s)",
-            type(present).__qualname__,
+        name = type(present).__qualname__
+        guard.mistake(
+            "configure_tracing()", f"it changes nothing: there is a tracer provider already ({name})"
         )
+
+
+def _hand_over(provider: TracerProvider, exit_timeout: float) -> None:
+    hand_over = HandOver(provider.force_flush, provider.shutdown, exit_timeout, Settings().flush_timeout)
+    hand_over.install()
+    flushing.run_for_spans = hand_over.run
 
 
 def _is_disabled() -> bool:
@@ -125,7 +130,7 @@ def _add_exporter(provider: TracerProvider, make: Callable[[], SpanExporter]) ->
     try:
         exporter = _ProcessExporter(make)
     except Exception as error:
-        _logger.warning("no spans are exported, because the exporter cannot be made: %s", error)
+        guard.mistake("configure_tracing()", f"no spans are exported: the exporter cannot be made: {error}")
         return
     provider.add_span_processor(_BatchProcessor(exporter))
 
@@ -150,7 +155,9 @@ def _exporter_factory(
         return _otlp_http(endpoint, headers)
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
-        _logger.warning("the exporter %r is not installed; OTLP over HTTP is used instead", name)
+        guard.mistake(
+            "configure_tracing()", f"the exporter {name!r} is not installed; OTLP over HTTP is used instead"
+        )
         return _otlp_http(endpoint, headers)
     arguments = _given(endpoint=endpoint, headers=headers) if name == _OTLP_GRPC else {}
     return lambda: cast(SpanExporter, found.load()(**arguments))
@@ -259,7 +266,7 @@ def _number(name: str, default: int) -> int:
     given = _variable(name, str(default))
     if given.isdecimal() and int(given) > 0:
         return int(given)
-    _logger.warning("%s: wants a whole number above 0, not %r; %d is used instead", name, given, default)
+    guard.mistake(name, f"wants a whole number above 0, not {given!r}; {default} is used instead")
     return default
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -60,7 +62,7 @@ class Settings:
         tracer_provider, meter_provider: instead of the global ones.
         publish_hook, consume_hook: called with the recorded span and the library's own message.
 
-    A wrong value is one warning that names the field, and the default; nothing is raised.
+    A wrong value is one warning that names the field, and the default; nothing is raised. So is a misspelt variable.
     """
 
     propagation: Literal["parent", "link"] = _setting("parent")
@@ -91,6 +93,7 @@ class Settings:
             else:
                 value = _checked(f"Settings({setting.name}=...)", given, parse, default)
             object.__setattr__(self, setting.name, value)
+        _look_for_misspelt_variables()
 
     def __getstate__(self) -> dict[str, Any]:
         # Copied or pickled without its engine: that one belongs to this object and to this process.
@@ -101,6 +104,29 @@ def _from_environment(name: str, parse: Callable[[Any], Any], default: Any) -> A
     variable = f"QUEUEPROP_{name.upper()}"
     given = os.environ.get(variable, "").strip()
     return _checked(variable, given, parse, default) if given else default
+
+
+_PREFIX = "QUEUEPROP_"
+
+
+def _look_for_misspelt_variables() -> None:
+    """Says of a variable that looks like a setting's which one may be meant. All others are somebody else's."""
+    settings = {setting.name.upper(): setting for setting in fields(Settings)}
+    for variable in os.environ:
+        if not variable.upper().startswith(_PREFIX):
+            continue
+        meant = difflib.get_close_matches(variable.upper().removeprefix(_PREFIX), settings, n=1)
+        if not meant:
+            continue
+        name = settings[meant[0]].name
+        if "default" not in settings[meant[0]].metadata:
+            _say_of_variable(variable, f"{name} is given in code alone: Settings({name}=...)")
+        elif variable != _PREFIX + meant[0]:
+            _say_of_variable(variable, f"no setting has this name; did you mean {_PREFIX}{meant[0]}?")
+
+
+def _say_of_variable(variable: str, text: str) -> None:
+    guard.mistake(f"reading {guard.one_line(variable, 60)}", f"it changes nothing: {text}")
 
 
 def _checked(where: str, given: Any, parse: Callable[[Any], Any], default: Any) -> Any:
@@ -139,6 +165,27 @@ def _names(given: Any) -> tuple[str, ...]:
     ):
         raise ValueError("wants comma-separated names or a list of them")
     return tuple(name for name in (item.strip() for item in given) if name)
+
+
+def _names_of(setting: str) -> Callable[[Any], tuple[str, ...]]:
+    """As ``_names``, with a word about text that was meant to be several names."""
+
+    def parse(given: Any) -> tuple[str, ...]:
+        names = _names(given)
+        odd = next((name for name in names if _OTHER_SEPARATORS.search(name)), None)
+        if odd is not None and isinstance(given, str):
+            guard.mistake(
+                f"reading the setting {setting}",
+                "this is taken for one name: names are separated by commas alone, and have no quotes (if it is one "
+                f"name, give it in code, in a list: Settings({setting}=[...]))",
+                about=odd,
+            )
+        return names
+
+    return parse
+
+
+_OTHER_SEPARATORS = re.compile(r"""[;|\s"']""")
 
 
 def _templates(given: Any) -> tuple[tuple[str, str], ...]:
@@ -206,11 +253,11 @@ def _having(method: str, what: str) -> Callable[[Any], Any]:
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "propagation": _one_of("parent", "link"),
     "trust": _trust,
-    "baggage_allow": _names,
-    "exclude": _names,
+    "baggage_allow": _names_of("baggage_allow"),
+    "exclude": _names_of("exclude"),
     "settle_spans": _boolean,
     "receive_spans": _boolean,
-    "capture_headers": _names,
+    "capture_headers": _names_of("capture_headers"),
     "body_size": _boolean,
     "loop_spans": _boolean,
     "destination_templates": _templates,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import multiprocessing
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
+from queueprop import guard
 from queueprop.process import exit as exiting
+from queueprop.process import flush as flushing
 from queueprop.process.exit import HandOver
 
 pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
@@ -27,8 +32,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
 )
 
-WORKER = Path(__file__).parent / "sdk_processes" / "worker.py"
-A_HANG = 60  # seconds; nothing here takes long unless it hangs
+PROGRAMS = Path(__file__).parent / "sdk_processes"
+WORKER = PROGRAMS / "worker.py"
+A_HANG = 25  # seconds; nothing here takes long unless it hangs
 
 
 class Received(NamedTuple):
@@ -106,8 +112,14 @@ def collector() -> Iterator[Collector]:
 
 
 def start(collector: Collector, scenario: str, **environment: str) -> subprocess.Popen[str]:
+    return started(collector, [str(WORKER), scenario], environment)
+
+
+def started(
+    collector: Collector, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(WORKER), scenario],
+        [sys.executable, *arguments],
         env={**collector.environment, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -123,7 +135,10 @@ def run(collector: Collector, scenario: str, **environment: str) -> tuple[int, s
 def terminated(
     collector: Collector, scenario: str, times: int = 1, **environment: str
 ) -> tuple[int, str, str]:
-    process = start(collector, scenario, **environment)
+    return when_ready(start(collector, scenario, **environment), times)
+
+
+def when_ready(process: subprocess.Popen[str], times: int = 1) -> tuple[int, str, str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     for _ in range(times):
@@ -184,6 +199,20 @@ def test_a_handler_of_the_users_stays_theirs(collector: Collector, scenario: str
     status, out, _ = terminated(collector, scenario)
     assert (status, out) == (7, "my handler\n")
     assert collector.names == {"mine": 1}
+
+
+def test_a_default_that_comes_back_hands_over(collector: Collector) -> None:
+    """A server puts back what was there before its own handler and raises the signal again: that ends in order."""
+    status, out, err = run(collector, "default_comes_back")
+    assert (status, out, err) == (143, "finally\n", "")
+    assert collector.names == {"done": 1, "in hand": 1}
+
+
+def test_a_default_that_is_set_after_a_thread_has_configured_hands_over(collector: Collector) -> None:
+    """Only the main thread can set a handler; when it sets the default, ours is there."""
+    status, _, err = terminated(collector, "default_in_a_thread")
+    assert (status, err) == (143, "")
+    assert collector.names == {"done": 1}
 
 
 def test_sigterm_ends_a_process_whose_main_thread_has_ended(collector: Collector) -> None:
@@ -299,6 +328,125 @@ def test_a_dead_collector_holds_up_a_forked_child_for_flush_timeout(collector: C
     assert "0.2 s were not enough" in err
 
 
+@pytest.mark.parametrize("scenario", ["sigterm_executor", "sigterm_hook_of_others"])
+def test_after_sigterm_everything_takes_six_seconds_by_default(collector: Collector, scenario: str) -> None:
+    """The main thread that does not end, the spans that nobody takes, and the exit hooks of others have one deadline
+    for all, and not one after the other.
+    """
+    collector.silent()
+    process = start(collector, scenario, QUEUEPROP_FLUSH_TIMEOUT="", EXIT_TIMEOUT="")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+    assert time.monotonic() - began < 9.5  # 6, and what a busy machine adds
+
+
+@pytest.mark.parametrize("bad", ["raises", "blocks"])
+def test_a_log_handler_cannot_keep_the_process_from_ending(collector: Collector, bad: str) -> None:
+    """SIGTERM ends a process that swallows the exit also where the warning of lost spans cannot be logged."""
+    status, _, err = terminated(collector, "sigterm_swallowed_logging", 1, LOGGING=bad, **collector.silent())
+    assert status == 143
+    assert "Traceback" not in err
+
+
+def test_a_log_handler_that_raises_does_not_change_the_end(collector: Collector) -> None:
+    """The status is the program's, and nothing is printed for the handler's error."""
+    status, _, err = run(collector, "sys_exit_logging", LOGGING="raises", **collector.silent())
+    assert (status, err) == (3, "")
+
+
+class TestGreenlets:
+    """Under gevent and eventlet, patched before or after us: OpenTelemetry's SDK works in each of these orders."""
+
+    every_library = pytest.mark.parametrize("library", ["gevent", "eventlet"])
+    every_order = pytest.mark.parametrize("order", ["early", "between", "late", "exported"])
+
+    def start(
+        self, collector: Collector, library: str, order: str, scenario: str, **environment: str
+    ) -> subprocess.Popen[str]:
+        pytest.importorskip(library)
+        arguments = ["-W", "ignore", str(PROGRAMS / "green.py"), library, order, scenario]
+        return started(collector, arguments, environment)
+
+    @every_library
+    @every_order
+    def test_flush_and_the_ends_of_parent_and_child(
+        self, collector: Collector, library: str, order: str
+    ) -> None:
+        """Each hands over its spans."""
+        status, out, err = ended(self.start(collector, library, order, "normal"))
+        assert (status, out) == (0, "flushed True\n"), err
+        first = {"first": 1} if order == "exported" else {}
+        assert collector.names == {**first, "flushed": 1, "parent": 1, "child": 1}
+
+    @every_library
+    @every_order
+    def test_sigterm(self, collector: Collector, library: str, order: str) -> None:
+        """The process ends in order, whether the signal comes to the main greenlet or to the hub."""
+        status, out, _ = when_ready(self.start(collector, library, order, "sigterm"))
+        assert (status, out) == (143, "finally\n")
+        assert collector.names - Counter(first=1) == {"done": 1, "in hand": 1}
+
+    @pytest.mark.parametrize("scenario", ["sigterm_in_thread", "sigterm_in_greenlet"])
+    @pytest.mark.parametrize(
+        ("library", "order"), [("gevent", "early"), ("gevent", "late"), ("eventlet", "early")]
+    )
+    def test_sigterm_while_another_greenlet_runs(
+        self, collector: Collector, library: str, order: str, scenario: str
+    ) -> None:
+        """It is the main one that ends, although a thread would swallow the exit."""
+        status, _, _ = when_ready(self.start(collector, library, order, scenario))
+        assert status == 143
+        assert collector.names == {"done": 1}
+
+    @pytest.mark.parametrize("order", ["early", "between", "late"])
+    def test_a_dead_collector(self, collector: Collector, order: str) -> None:
+        """A flush has its bound, and others run meanwhile; so has the end."""
+        process = self.start(collector, "gevent", order, "bounded", **collector.silent())
+        status, out, err = ended(process)
+        assert (status, out) == (0, "flushed False others ran True\n")
+        assert "0.2 s were not enough" in err
+
+
+class TestServers:
+    """uvicorn and gunicorn set up their signals and their patching, and tracing comes with the application."""
+
+    def serve(self, collector: Collector, module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
+        """Runs the server until it has answered ten requests, and terminates it."""
+        pytest.importorskip(module)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = ["-m", module, *(argument.format(port=port) for argument in arguments)]
+        process = started(collector, arguments, {"PYTHONPATH": str(PROGRAMS)})
+        answered, until = 0, time.monotonic() + A_HANG
+        while answered < 10 and process.poll() is None and time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=A_HANG).close()
+                answered += 1
+            except OSError:  # not yet there
+                time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        return ended(process)
+
+    @pytest.mark.parametrize(("arguments", "expected"), [([], 143), (["--workers", "2"], 0)])
+    def test_uvicorn(self, collector: Collector, arguments: list[str], expected: int) -> None:
+        """Configured in the lifespan, with workers as without: uvicorn then puts SIGTERM's default back."""
+        status, _, err = self.serve(collector, "uvicorn", ["uvicorn_app:app", "--port", "{port}", *arguments])
+        assert status == expected, err
+        assert collector.names == {"request": 10}
+
+    def test_gunicorn_with_gevent(self, collector: Collector) -> None:
+        """Configured in ``post_worker_init``, in a worker that is patched after our import."""
+        pytest.importorskip("gevent")
+        arguments = ["-c", str(PROGRAMS / "gunicorn_app.py"), "-k", "gevent", "-b", "127.0.0.1:{port}"]
+        status, _, err = self.serve(collector, "gunicorn", [*arguments, "gunicorn_app:app"])
+        assert status == 0, err
+        assert collector.names == {"request": 10}
+
+
 # The same logic in this process, where every branch can be reached.
 
 
@@ -306,21 +454,78 @@ class Exited(BaseException):
     """Stands for os._exit."""
 
 
+class Clock:
+    """Time that passes only where somebody waits. ``at`` calls a function at a time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._calls: list[tuple[float, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for due in [call for call in self._calls if call[0] <= self.now]:
+            self._calls.remove(due)
+            due[1]()
+
+    def at(self, seconds: float, call: Callable[[], object]) -> None:
+        self._calls.append((1000.0 + seconds, call))
+
+    @property
+    def passed(self) -> float:
+        return round(self.now - 1000.0, 1)
+
+
 class InProcess(NamedTuple):
     hand_over: HandOver
+    clock: Clock
     at_fork: dict[str, Callable[[], None]]
     at_exit: list[Callable[[], None]]
     after_fork: list[Callable[[Any], None]]
     finalizers: list[Callable[[], None]]
     targets: list[Callable[[], None]]
-    shut_down: list[str]
+    called: list[str]
+
+    def install(self) -> None:
+        self.hand_over.install()
+
+    def answer(self) -> None:
+        """Runs what was put into the thread's mailbox, as the thread does."""
+        while self.hand_over._tasks._items:
+            self.hand_over._tasks._items.popleft()()
+
+    def answering(self, seconds: float) -> None:
+        """A Collector that answers then."""
+        self.clock.at(seconds, self.answer)
+
+    def insist(self) -> None:
+        """Runs the thread that SIGTERM wakes, to its end."""
+        with pytest.raises(Exited) as ended:
+            self.hand_over._insist()
+        assert ended.value.args == (143,)
+
+    def terminate(self) -> None:
+        with pytest.raises(SystemExit) as raised:
+            signal.raise_signal(signal.SIGTERM)
+        assert raised.value.code == 143
+
+    def fork(self) -> None:
+        """Goes on as a child."""
+        self.at_fork["before"]()
+        self.at_fork["after_in_child"]()
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """A HandOver whose hooks are collected and not installed, and whose threads are called by the test."""
-    shut_down: list[str] = []
-    case = InProcess(HandOver(lambda: shut_down.append("done"), 20, 0.0), {}, [], [], [], [], shut_down)
+    called: list[str] = []
+    hand_over = HandOver(lambda: called.append("flush"), lambda: called.append("shutdown"), 5, 2)
+    case = InProcess(hand_over, Clock(), {}, [], [], [], [], called)
+    monkeypatch.setattr(exiting, "time", case.clock)
+    monkeypatch.setattr(flushing, "time", case.clock)
+    monkeypatch.setattr(flushing.last_in_vain, "_began", bytearray(8))
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: case.at_fork.update(hooks))
     monkeypatch.setattr(atexit, "register", case.at_exit.append)
     monkeypatch.setattr(exiting, "register_after_fork", lambda _, function: case.after_fork.append(function))
@@ -332,91 +537,234 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
 
     monkeypatch.setattr(os, "_exit", _exit)
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield case
+    with pytest.MonkeyPatch.context() as restoring:
+        for name in ("signal", "getsignal"):
+            restoring.setattr(signal, name, getattr(signal, name))
+        yield case
     signal.signal(signal.SIGTERM, before)
 
 
 def test_every_hook_is_installed_once(in_process: InProcess) -> None:
-    """The exit hook, those of forked and of multiprocessing's children, the handler where there is none."""
-    in_process.hand_over.install()
+    """The exit hook, those of forked and of multiprocessing's children, and two threads."""
+    in_process.install()
     assert in_process.at_exit == [in_process.hand_over.at_exit]
+    assert in_process.finalizers == [in_process.hand_over.at_exit]
     assert set(in_process.at_fork) == {"before", "after_in_parent", "after_in_child"}
     assert len(in_process.after_fork) == 1
-    assert in_process.finalizers == []
-    assert signal.getsignal(signal.SIGTERM) == in_process.hand_over.on_sigterm
     assert len(in_process.targets) == 2
 
 
 def test_without_fork_there_is_no_hook_for_it(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that cannot fork (Windows) gets the other hooks."""
     monkeypatch.delattr(os, "register_at_fork")
-    in_process.hand_over.install()
+    in_process.install()
     assert in_process.at_exit
     assert not in_process.at_fork
 
 
-def test_in_a_child_of_multiprocessing_a_finalizer_is_registered_at_once(
-    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """configure_tracing inside such a child comes after the hook for new children."""
-    monkeypatch.setattr(multiprocessing, "parent_process", object)
-    in_process.hand_over.install()
-    assert in_process.finalizers == [in_process.hand_over.at_exit]
-
-
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
-def test_a_handler_that_is_there_is_left(in_process: InProcess, handler: Any) -> None:
-    """Who ignores SIGTERM goes on ignoring it, a handler is not replaced, and no thread waits for it."""
-    signal.signal(signal.SIGTERM, handler)
-    in_process.hand_over.install()
-    assert signal.getsignal(signal.SIGTERM) == handler
-    assert len(in_process.targets) == 1
-
-
-def test_another_thread_may_configure(in_process: InProcess) -> None:
-    """Only the main thread can set a handler: elsewhere SIGTERM stays as it is, and the rest is installed."""
-    thread = threading.Thread(target=in_process.hand_over.install)
-    thread.start()
-    thread.join()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert in_process.at_exit == [in_process.hand_over.at_exit]
-
-
 def test_the_exit_hook_waits_for_the_shutdown(in_process: InProcess) -> None:
-    """When the hook returns, the shutdown has run."""
-    in_process.hand_over.install()
-    thread = threading.Thread(target=in_process.targets[0])
-    thread.start()
+    """When the hook returns, the shutdown has run; later ends call it no second time."""
+    in_process.install()
+    in_process.answering(0.5)
     in_process.hand_over.at_exit()
-    assert in_process.shut_down == ["done"]
-    thread.join()
+    assert (in_process.called, in_process.clock.passed) == (["shutdown"], 0.5)
+    in_process.answering(1)
+    in_process.hand_over.at_exit()
+    assert in_process.called == ["shutdown"]
+
+
+def test_a_shutdown_that_raises_is_told_and_not_waited_for(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The SDK is somebody else's code: the end goes on."""
+
+    def broken() -> None:
+        raise OSError("no such exporter")
+
+    monkeypatch.setattr(guard, "raise_faults", False)
+    monkeypatch.setattr(guard, "_logged", {})
+    monkeypatch.setattr(in_process.hand_over, "_shutdown", broken)
+    in_process.install()
+    in_process.answering(0.5)
+    in_process.hand_over.at_exit()
+    assert in_process.clock.passed == 0.5
+    [record] = caplog.records
+    assert "failed while handing over the last spans" in record.message
 
 
 def test_a_shutdown_that_is_late_is_one_warning(
     in_process: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The hook gives up at the timeout: here a forked child's, which is 0."""
-    in_process.hand_over.install()
-    in_process.at_fork["after_in_child"]()
+    """The hook gives up at the timeout, and whoever comes after it waits no more: multiprocessing calls it again."""
+    in_process.install()
     in_process.hand_over.at_exit()
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert in_process.shut_down == []
+    in_process.hand_over.at_exit()
+    assert in_process.clock.passed == 5
+    assert [(record.levelname, record.message[:3]) for record in caplog.records] == [("WARNING", "5 s")]
+    assert in_process.called == []
+
+
+class TestOneDeadline:
+    """All ends of a process together, when the Collector is dead: the timeout, and a second more after SIGTERM."""
+
+    def test_a_main_thread_that_never_comes(self, in_process: InProcess) -> None:
+        """Something swallowed the exit, or a thread keeps the interpreter: five seconds, and one to hand over."""
+        in_process.install()
+        in_process.terminate()
+        in_process.insist()
+        assert in_process.clock.passed == 6
+
+    def test_a_main_thread_that_never_comes_with_a_collector_that_answers(
+        self, in_process: InProcess
+    ) -> None:
+        """What there is by SIGTERM is handed over at once, the rest when the time is over."""
+        in_process.install()
+        in_process.terminate()
+        in_process.answering(0.1)
+        in_process.clock.at(0.2, lambda: in_process.called.append("handed over"))
+        in_process.answering(5.3)
+        in_process.insist()
+        assert in_process.called == ["flush", "handed over", "shutdown"]
+        assert 5 <= in_process.clock.passed < 5.5
+
+    def test_a_main_thread_that_comes_late(self, in_process: InProcess) -> None:
+        """It has the last second to hand over."""
+        in_process.install()
+        in_process.terminate()
+        in_process.clock.sleep(4.7)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 5.7
+
+    def test_exit_hooks_of_others(self, in_process: InProcess) -> None:
+        """They have what is left of the time, also when ours was done at once."""
+        in_process.install()
+        in_process.terminate()
+        in_process.answering(0.1)
+        in_process.hand_over.at_exit()
+        in_process.insist()
+        assert in_process.clock.passed == 6
+
+    def test_sigterm_at_the_exit_hook(self, in_process: InProcess) -> None:
+        """The hook's deadline counts, not a new one."""
+        in_process.install()
+        in_process.clock.at(3, lambda: signal.raise_signal(signal.SIGTERM))
+        in_process.hand_over.at_exit()
+        in_process.insist()
+        assert in_process.clock.passed == 5
+
+    def test_a_flush_in_vain_before_the_end(self, in_process: InProcess) -> None:
+        """What the program has waited itself, just before, is counted in."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 2)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 3
+
+    def test_a_flush_in_vain_just_before_the_end_leaves_a_second(self, in_process: InProcess) -> None:
+        """However long it was: the Collector may be back."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 4.9)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 1
+
+    def test_a_flush_in_vain_long_ago_does_not_count(self, in_process: InProcess) -> None:
+        """The Collector may well be back."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 5)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 5
+
+    def test_a_flush_in_vain_before_sigterm_takes_nothing_from_the_program(
+        self, in_process: InProcess
+    ) -> None:
+        """Its ``finally`` blocks have the whole time, which begins with SIGTERM."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 4.9)
+        in_process.terminate()
+        in_process.insist()
+        assert in_process.clock.passed == 6
+
+    def test_a_short_wait_in_vain_says_nothing(self, in_process: InProcess) -> None:
+        """``flush(0.1)`` is too short for a Collector that lives, too."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 0.9)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 5
+
+    def test_a_timeout_of_less_than_a_second(self, in_process: InProcess) -> None:
+        """Then what comes after it is no longer than the timeout either."""
+        in_process.hand_over._timeout = 0.5
+        in_process.install()
+        in_process.terminate()
+        in_process.insist()
+        assert in_process.clock.passed == 1
+
+    def test_a_child(self, in_process: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+        """A forked child waits for its own timeout."""
+        in_process.install()
+        in_process.fork()
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 2
+        assert [(record.levelname, record.message[:3]) for record in caplog.records] == [("WARNING", "2 s")]
+
+    def test_a_child_after_one_that_waited_in_vain(
+        self, in_process: InProcess, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It tries briefly and says nothing more; after half a minute one waits again."""
+        caplog.set_level(logging.WARNING)
+        in_process.install()
+        waited: list[float] = []
+        for pause in (0, 0, 20, 20, 0):
+            in_process.clock.sleep(pause)
+            in_process.fork()
+            began = in_process.clock.now
+            in_process.hand_over.at_exit()
+            waited.append(round(in_process.clock.now - began, 1))
+        assert waited == [2, 0.2, 0.2, 2, 0.2]
+        assert len(caplog.records) == 2
+
+    def test_a_child_finds_the_collector_back(self, in_process: InProcess) -> None:
+        """One answer, and the next child waits its full time again."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 2)
+        in_process.fork()
+        in_process.answering(0.1)
+        in_process.hand_over.at_exit()
+        in_process.fork()
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 2.1
+
+    def test_sigterm_leaves_the_program_its_time_in_such_a_child(self, in_process: InProcess) -> None:
+        """Brief is the wait for the Collector, not the time for ``finally`` blocks."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 2)
+        in_process.fork()
+        in_process.terminate()
+        in_process.clock.sleep(1.5)
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 1.7
+        in_process.insist()
+        assert in_process.clock.passed == 3
+
+    def test_a_parent_after_a_child_that_waited_in_vain(self, in_process: InProcess) -> None:
+        """A pool's child and then its parent: one timeout for both, from the beginning of the first."""
+        in_process.install()
+        flushing.last_in_vain.note(in_process.clock.now - 3)  # in memory that they share
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 2
 
 
 def test_a_forked_child_has_threads_of_its_own_and_gets_its_own_signal(in_process: InProcess) -> None:
     """What its parent had seen (a SIGTERM) does not count for the child."""
-    in_process.hand_over.install()
-    with pytest.raises(SystemExit):
-        in_process.hand_over.on_sigterm(signal.SIGTERM, None)
-    in_process.at_fork["after_in_child"]()
+    in_process.install()
+    in_process.terminate()
+    in_process.fork()
     assert len(in_process.targets) == 4
-    with pytest.raises(SystemExit):
-        in_process.hand_over.on_sigterm(signal.SIGTERM, None)
+    in_process.terminate()
 
 
 def test_sigterm_in_the_hooks_of_a_fork_waits(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent gets its own once more when the fork is over."""
-    in_process.hand_over.install()
+    in_process.install()
     in_process.at_fork["before"]()
     signal.raise_signal(signal.SIGTERM)
     in_process.at_fork["after_in_parent"]()
@@ -424,22 +772,19 @@ def test_sigterm_in_the_hooks_of_a_fork_waits(in_process: InProcess, monkeypatch
 
     def kill(pid: int, signum: int) -> None:
         killed.append((pid, signum))
-        in_process.hand_over._handed_over.set()
         in_process.hand_over._sigterm.put("end now")
 
     monkeypatch.setattr(os, "kill", kill)
-    with pytest.raises(Exited):
-        in_process.targets[1]()
+    in_process.insist()
     assert killed == [(os.getpid(), signal.SIGTERM)]
 
 
 def test_a_fork_without_sigterm_changes_nothing(in_process: InProcess) -> None:
     """The next SIGTERM raises again."""
-    in_process.hand_over.install()
+    in_process.install()
     in_process.at_fork["before"]()
     in_process.at_fork["after_in_parent"]()
-    with pytest.raises(SystemExit):
-        signal.raise_signal(signal.SIGTERM)
+    in_process.terminate()
 
 
 @pytest.mark.parametrize("of_the_child", [True, False])
@@ -447,74 +792,130 @@ def test_a_child_ends_by_its_own_sigterm_only(
     in_process: InProcess, monkeypatch: pytest.MonkeyPatch, of_the_child: bool
 ) -> None:
     """One that reached the parent between its hook and the fork is not the child's."""
-    in_process.hand_over.install()
+    in_process.install()
     in_process.at_fork["before"]()
     signal.raise_signal(signal.SIGTERM)
     if not of_the_child:
         monkeypatch.setattr(os, "getpid", lambda: -1)
     in_process.at_fork["after_in_child"]()
     if of_the_child:
-        with pytest.raises(Exited):
-            in_process.targets[3]()
+        in_process.insist()
     else:
-        with pytest.raises(SystemExit):
-            signal.raise_signal(signal.SIGTERM)
+        in_process.terminate()
 
 
 def test_multiprocessings_hook_registers_the_exit_hook_as_a_finalizer(in_process: InProcess) -> None:
     """It is called in each child, after that has forgotten the finalizers that it inherited."""
-    in_process.hand_over.install()
+    in_process.install()
+    in_process.finalizers.clear()
     in_process.after_fork[0](in_process.hand_over)
     assert in_process.finalizers == [in_process.hand_over.at_exit]
 
 
+class TestBilliard:
+    """The workers of billiard's pools, Celery's prefork pool among them, leave by ``os._exit`` after ``on_exit``."""
+
+    class Worker:
+        def __init__(self, on_exit: Callable[..., object] | None) -> None:
+            self.on_exit = on_exit
+
+    def install(self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, target: object) -> None:
+        module = ModuleType("billiard.process")
+        process = ModuleType("process") if target is None else SimpleNamespace(_target=target)
+        module.__dict__["current_process"] = lambda: process
+        monkeypatch.setitem(sys.modules, "billiard.process", module)
+        in_process.install()
+
+    def test_a_worker_hands_over_after_its_own_exit(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With what Celery's receivers of ``worker_process_shutdown`` recorded last; they get what they got."""
+        given: list[object] = []
+
+        def on_exit(pid: int, exitcode: int) -> None:
+            given.append((pid, exitcode, list(in_process.called)))
+            raise KeyError("on purpose")
+
+        worker = self.Worker(on_exit)
+        self.install(in_process, monkeypatch, worker)
+        in_process.answering(0.1)
+        assert worker.on_exit is not None
+        with pytest.raises(KeyError):
+            worker.on_exit(7, 0)
+        assert given == [(7, 0, [])]
+        assert in_process.called == ["shutdown"]
+
+    def test_a_worker_without_an_exit_of_its_own(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A plain pool's."""
+        worker = self.Worker(None)
+        self.install(in_process, monkeypatch, worker)
+        in_process.answering(0.1)
+        assert worker.on_exit is not None
+        worker.on_exit(7, 0)
+        assert in_process.called == ["shutdown"]
+
+    @pytest.mark.parametrize("target", [None, lambda: None])
+    def test_another_process_of_billiards_is_left_alone(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, target: object
+    ) -> None:
+        """The main one, and one with a function: it runs finalizers."""
+        self.install(in_process, monkeypatch, target)
+        assert not hasattr(target, "on_exit")
+
+    def test_a_worker_that_is_not_as_we_know_it_is_a_fault_and_no_more(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The child starts all the same."""
+
+        class Sealed:
+            @property
+            def on_exit(self) -> None:
+                return None
+
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", {})
+        self.install(in_process, monkeypatch, Sealed())
+        [record] = caplog.records
+        assert "preparing for the end of a pool's worker" in record.message
+
+
 def test_sigterm_raises_once(in_process: InProcess) -> None:
     """The first SIGTERM raises SystemExit(143) where the program stands; the second lets it end."""
-    in_process.hand_over.install()
-    with pytest.raises(SystemExit) as raised:
-        signal.raise_signal(signal.SIGTERM)
-    assert raised.value.code == 143
+    in_process.install()
+    in_process.terminate()
     signal.raise_signal(signal.SIGTERM)
 
 
-def test_sigterm_at_the_exit_hook_raises_nothing(in_process: InProcess) -> None:
-    """There the process ends already; an exception would only cut the flush short."""
-    in_process.hand_over.install()
-    in_process.hand_over._reached.set()
-    signal.raise_signal(signal.SIGTERM)
-    in_process.hand_over._handed_over.set()
-    with pytest.raises(Exited):
-        in_process.targets[1]()
+def test_a_mailbox_wakes_who_waits() -> None:
+    """Whatever was put before, meanwhile, and twice before anybody looked."""
+    mailbox: exiting._Mailbox[int] = exiting._Mailbox()
+    mailbox.put(1)
+    mailbox.put(2)
+    got = [mailbox.get(), mailbox.get()]
+    thread = threading.Thread(target=lambda: got.append(mailbox.get()))
+    thread.start()
+    mailbox.put(3)
+    thread.join(A_HANG)
+    assert got == [1, 2, 3]
 
 
-def test_whoever_ends_in_order_gets_time_for_the_other_hooks(
-    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After ours, the exit hooks of others have the timeout once more; then the process ends."""
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    in_process.hand_over.install()
-    with pytest.raises(SystemExit):
-        signal.raise_signal(signal.SIGTERM)
-    in_process.hand_over._reached.set()
-    in_process.hand_over._handed_over.set()
-    with pytest.raises(Exited) as ended:
-        in_process.targets[1]()
-    assert ended.value.args == (143,)
-    assert slept == [20]
+def test_the_thread_goes_on_after_each_task(in_process: InProcess) -> None:
+    """Also after the last hand-over: a flush in an exit hook of the program's is answered."""
+    done: list[int] = []
 
+    class Stop(BaseException):
+        pass
 
-def test_a_main_thread_that_never_comes_is_not_waited_for_twice(
-    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the timeout the spans are handed over and the process ends, with no time for other hooks."""
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("there is nothing to wait for"))
-    in_process.hand_over.install()
-    in_process.at_fork["after_in_child"]()  # whose timeout is 0
-    with pytest.raises(SystemExit):
-        signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(Exited):
-        in_process.targets[3]()
+    def stop() -> None:
+        raise Stop
+
+    for task in (lambda: done.append(1), lambda: done.append(2), stop):
+        in_process.hand_over.run(task)
+    with pytest.raises(Stop):
+        in_process.hand_over._work()
+    assert done == [1, 2]
 
 
 def test_a_main_thread_that_has_ended_is_past_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,17 +928,85 @@ def test_a_main_thread_that_has_ended_is_past_the_program(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("module", "function"), [("threading", "_shutdown"), ("multiprocessing.util", "_exit_function")]
+    ("module", "function"),
+    [
+        ("threading", "_shutdown"),
+        ("gevent.monkey._patch_thread_gte313", "_shutdown"),
+        ("multiprocessing.util", "_exit_function"),
+    ],
 )
 def test_pythons_last_steps_are_past_the_program(module: str, function: str) -> None:
     """There the main thread still counts as alive, and SystemExit would skip the finalizers that are left."""
-    assert callable(getattr(importlib.import_module(module), function))
+    if not module.startswith("gevent."):
+        assert callable(getattr(importlib.import_module(module), function))
     stack: dict[str, Any] = {
         "__name__": module,
         "hook": lambda: exiting._past_the_program(sys._getframe()),
     }
     exec(f"def {function}(): return hook()", stack)
     assert stack[function]() is True
+
+
+class FakeGreenlet:
+    def __init__(self, parent: FakeGreenlet | None = None, **attributes: object) -> None:
+        self.parent = parent
+        self.gr_frame: object = None
+        self.__dict__.update(attributes)
+
+
+class TestFakeGreenlets:
+    """Where the handler raises, by what runs when the signal comes."""
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, current: FakeGreenlet) -> None:
+        module = ModuleType("greenlet")
+        module.__dict__["getcurrent"] = lambda: current
+        monkeypatch.setitem(sys.modules, "greenlet", module)
+
+    def test_the_main_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At once."""
+        self.run(monkeypatch, FakeGreenlet())
+        with pytest.raises(SystemExit):
+            exiting._raise_in_main(SystemExit(143))
+
+    def test_under_a_hub_of_gevents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the hub, which passes it on."""
+        calls: list[Callable[[], None]] = []
+        hub = FakeGreenlet(FakeGreenlet(), loop=SimpleNamespace(run_callback=calls.append))
+        self.run(monkeypatch, FakeGreenlet(hub))
+        exiting._raise_in_main(SystemExit(143))
+        with pytest.raises(SystemExit):
+            calls[0]()
+
+    def test_under_a_hub_of_eventlets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Likewise."""
+        calls: list[Callable[[], None]] = []
+        hub = FakeGreenlet(FakeGreenlet())
+        hubs = ModuleType("eventlet.hubs")
+        hubs.__dict__["get_hub"] = lambda: SimpleNamespace(
+            greenlet=hub, schedule_call_global=lambda seconds, call: calls.append(call)
+        )
+        monkeypatch.setitem(sys.modules, "eventlet.hubs", hubs)
+        self.run(monkeypatch, hub)
+        exiting._raise_in_main(SystemExit(143))
+        with pytest.raises(SystemExit):
+            calls[0]()
+
+    def test_without_a_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A greenlet of another library's (SQLAlchemy's) passes exceptions on to who called it."""
+        monkeypatch.delitem(sys.modules, "eventlet.hubs", raising=False)
+        self.run(monkeypatch, FakeGreenlet(FakeGreenlet()))
+        with pytest.raises(SystemExit):
+            exiting._raise_in_main(SystemExit(143))
+
+    def test_a_main_one_that_has_left_the_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its own frames count, and not those of the hub that it waits in."""
+        main = FakeGreenlet()
+        stack: dict[str, Any] = {"__name__": "threading", "hook": sys._getframe}
+        exec("def _shutdown(): return hook()", stack)
+        self.run(monkeypatch, FakeGreenlet(main))
+        assert not exiting._past_the_program(stack["_shutdown"]())
+        main.gr_frame = stack["_shutdown"]()
+        assert exiting._past_the_program(None)
 
 
 def test_a_daemon_thread_runs_its_target() -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry import metrics, trace
 
+from queueprop import guard
+from queueprop.process import flush as flushing
 from queueprop.process.flush import flush
 
 A_HANG = 60  # seconds
@@ -17,6 +22,14 @@ class Provider:
 
 
 Install = Callable[[object, object], None]
+
+
+@pytest.fixture(autouse=True)
+def in_vain(monkeypatch: pytest.MonkeyPatch) -> bytearray:
+    """When the last wait in vain began, as the processes of a test run do not share it."""
+    began = bytearray(8)
+    monkeypatch.setattr(flushing.last_in_vain, "_began", began)
+    return began
 
 
 @pytest.fixture
@@ -123,3 +136,110 @@ def test_where_no_thread_can_be_started_nothing_is_raised(
     monkeypatch.setattr(threading.Thread, "start", start)
     install(object(), object())
     assert flush(A_HANG) is False
+
+
+def test_spans_are_asked_for_where_the_setup_says(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread of the kind that their provider was made with; metrics in one that is started."""
+    tasks: list[Callable[[], None]] = []
+    asked: list[str] = []
+
+    def run(task: Callable[[], None]) -> None:
+        tasks.append(task)
+        task()
+
+    install(Provider(lambda _: asked.append("spans")), Provider(lambda _: asked.append("metrics")))
+    monkeypatch.setattr(flushing, "run_for_spans", run)
+    assert flush(A_HANG) is True
+    assert sorted(asked) == ["metrics", "spans"]
+    assert len(tasks) == 1
+
+
+class TimeLimit(Exception):
+    pass
+
+
+def test_a_time_limit_of_the_program_goes_through(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's, which is raised wherever the program stands."""
+
+    def run(task: Callable[[], None]) -> None:
+        raise TimeLimit
+
+    monkeypatch.setattr(guard, "_not_ours", (TimeLimit,))
+    monkeypatch.setattr(flushing, "run_for_spans", run)
+    install(object(), object())
+    with pytest.raises(TimeLimit):
+        flush(A_HANG)
+
+
+class TestLastInVain:
+    """What a process and its forked children know of the Collector."""
+
+    def test_a_flush_in_vain_is_noted(
+        self, install: Install, never: threading.Event, in_vain: bytearray
+    ) -> None:
+        """It began when it was called; one that is answered, even with a failure, takes the note away."""
+        install(Provider(lambda _: never.wait(A_HANG)), object())
+        before = time.monotonic()
+        assert flush(1) is False
+        began = flushing.last_in_vain.began(A_HANG, time.monotonic())
+        assert began is not None
+        assert before <= began < before + 1
+        install(Provider(lambda _: False), object())
+        assert flush(A_HANG) is False
+        assert flushing.last_in_vain.began(A_HANG, time.monotonic()) is None
+
+    def test_one_of_less_than_a_second_is_not(
+        self, install: Install, never: threading.Event, in_vain: bytearray
+    ) -> None:
+        """It says nothing of the Collector."""
+        install(Provider(lambda _: never.wait(A_HANG)), object())
+        assert flush(0.01) is False
+        assert in_vain == bytes(8)
+
+    def test_a_child_and_its_parent_share_it(self) -> None:
+        """What the one notes the other reads."""
+        shared = flushing.LastInVain()
+        pid = os.fork()
+        if not pid:
+            shared.note(time.monotonic() - 2)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert shared.began(A_HANG, time.monotonic()) is not None
+        assert shared.began(2, time.monotonic()) is None
+
+
+class TestWaiting:
+    """It looks again and again, at shorter times for what is soon over."""
+
+    def test_what_is_so_already_is_not_waited_for(self) -> None:
+        """Also after the deadline."""
+        assert flushing.wait_until(lambda: True, 0.0)
+
+    def test_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is kept, and not overslept; nobody spins meanwhile."""
+        pauses: list[float] = []
+        now = 0.0
+
+        def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+            pauses.append(seconds)
+
+        monkeypatch.setattr(flushing, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        assert not flushing.wait_until(lambda: False, 5.0)
+        assert now == pytest.approx(5.0)
+        assert max(pauses) == 0.02
+        assert len(pauses) < 300
+
+    @pytest.mark.parametrize("takes", [0.001, 0.005, 0.02, 0.05])
+    def test_it_is_late_by_a_fifth_at_most(self, monkeypatch: pytest.MonkeyPatch, takes: float) -> None:
+        """And by less than the longest pause."""
+        now = 0.0
+
+        def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+        monkeypatch.setattr(flushing, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        flushing.wait_until(lambda: now >= takes, 5.0)
+        assert takes <= now < takes * 1.2 + 0.0002

@@ -66,6 +66,30 @@ def test_entry_points_are_those_of_the_adapters() -> None:
     assert sorted(ours.names) == [f"queueprop_{library}" for library in ADAPTERS], REINSTALL
 
 
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_help_names_the_entry_point(library: str) -> None:
+    """`help()` of an instrumentor says how `opentelemetry-instrument` is told to leave it out; so does the README."""
+    (entry_point,) = metadata.entry_points(group="opentelemetry_instrumentor", name=f"queueprop_{library}")
+    switch = f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS={entry_point.name}"
+    assert switch in (entry_point.load().__doc__ or "")
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_" in readme
+    assert f"`{entry_point.name}`" in readme
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_rivals_are_told_by_the_names_that_they_have(library: str) -> None:
+    """Where another instrumentation is installed: what we tell a person to uninstall or to disable is that one."""
+    (entry_point,) = metadata.entry_points(group="opentelemetry_instrumentor", name=f"queueprop_{library}")
+    for rival in entry_point.load().rivals.known:
+        try:
+            theirs = metadata.distribution(rival.distribution).entry_points
+        except metadata.PackageNotFoundError:
+            continue
+        found = {it.name: it.value for it in theirs.select(group="opentelemetry_instrumentor")}
+        assert found == ({} if rival.entry_point is None else {rival.entry_point: rival.instrumentor})
+
+
 @pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo", "all"])
 def test_extra_exists(extra: str) -> None:
     """Every library has an extra that installs it, and so have the SDK, the demo, and all together."""

@@ -24,13 +24,15 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from queueprop import sdk
+from queueprop import guard, sdk
+from queueprop.process import flush as flushing
 from queueprop.sdk import configure_tracing
 
 
 class Installed(NamedTuple):
     """What would be called at the end of the process, and the seconds for it."""
 
+    flush: Callable[[], object]
     shutdown: Callable[[], object]
     timeout: float
     child_timeout: float
@@ -50,8 +52,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Installed]]:
         def install(self) -> None:
             hooks.append(Installed(*self.arguments))
 
+        def run(self, task: Callable[[], None]) -> None:
+            task()
+
     monkeypatch.setattr(sdk, "HandOver", Recorded)
     monkeypatch.setattr(sdk, "_configured", None)
+    monkeypatch.setattr(flushing, "run_for_spans", flushing.run_for_spans)
+    monkeypatch.setattr(guard, "_logged", {})
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     yield hooks
@@ -77,14 +84,25 @@ def test_the_provider_becomes_the_global_one(installed: list[Installed]) -> None
     assert trace.get_tracer_provider() is provider
     assert [type(exporter) for exporter in exporters(provider)] == [OTLPSpanExporter]
     assert url(exporters(provider)[0]) == "http://localhost:4318/v1/traces"
-    assert [hook[1:] for hook in installed] == [(5.0, 2.0)]
+    assert [hook[2:] for hook in installed] == [(5.0, 2.0)]
+
+
+def test_flush_and_the_end_share_a_thread(installed: list[Installed]) -> None:
+    """The one of the provider's own kind: it may have been set up before gevent patched."""
+    provider = configure_tracing(exporter=InMemorySpanExporter())
+    [hook] = installed
+    assert (hook.flush, hook.shutdown) == (provider.force_flush, provider.shutdown)
+    done: list[int] = []
+    flushing.run_for_spans(lambda: done.append(1))
+    assert done == [1]
+    assert flushing.run_for_spans is not flushing.beside
 
 
 def test_the_times_at_the_end_can_be_set(installed: list[Installed], monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's by argument, a forked child's by the setting flush_timeout."""
     monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "0.5")
     configure_tracing(exit_timeout=7)
-    assert [hook[1:] for hook in installed] == [(7, 0.5)]
+    assert [hook[2:] for hook in installed] == [(7, 0.5)]
 
 
 def test_a_second_call_is_one_warning(caplog: pytest.LogCaptureFixture, installed: list[Installed]) -> None:
@@ -93,7 +111,7 @@ def test_a_second_call_is_one_warning(caplog: pytest.LogCaptureFixture, installe
     assert configure_tracing("second") is first
     assert first.resource.attributes["service.name"] == "first"
     assert [record.message for record in caplog.records] == [
-        "configure_tracing() was called before; this call changes nothing"
+        "queueprop, configure_tracing(): it was called before; this call changes nothing"
     ]
     assert len(installed) == len(processors(first)) == 1
 
@@ -106,7 +124,7 @@ def test_a_provider_of_someone_else_is_left_alone(
     trace.set_tracer_provider(present)
     assert configure_tracing("orders") is present
     assert [record.message for record in caplog.records] == [
-        "configure_tracing() changes nothing: there is a tracer provider already (NoOpTracerProvider)"
+        "queueprop, configure_tracing(): it changes nothing: there is a tracer provider already (NoOpTracerProvider)"
     ]
     assert installed == []
 
@@ -261,7 +279,7 @@ def test_an_exporter_that_is_not_installed_is_one_warning(
     monkeypatch.setenv(variable, value)
     assert [type(exporter) for exporter in exporters(configure_tracing())] == [OTLPSpanExporter]
     assert [record.message for record in caplog.records] == [
-        f"the exporter {name!r} is not installed; OTLP over HTTP is used instead"
+        f"queueprop, configure_tracing(): the exporter {name!r} is not installed; OTLP over HTTP is used instead"
     ]
 
 
@@ -293,7 +311,7 @@ def test_an_exporter_that_cannot_be_made_is_one_warning(
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "broken")
     assert exporters(configure_tracing()) == []
     assert [record.message for record in caplog.records] == [
-        "no spans are exported, because the exporter cannot be made: no such compression: 'lz4'"
+        "queueprop, configure_tracing(): no spans are exported: the exporter cannot be made: no such compression: 'lz4'"
     ]
 
 
@@ -348,7 +366,7 @@ def test_a_wrong_number_is_one_warning(
     """And the default."""
     assert batches(monkeypatch, {"OTEL_BSP_SCHEDULE_DELAY": wrong}) == (2048, 512, 5000, 30000)
     assert [record.message for record in caplog.records] == [
-        f"OTEL_BSP_SCHEDULE_DELAY: wants a whole number above 0, not {wrong!r}; 5000 is used instead"
+        f"queueprop, OTEL_BSP_SCHEDULE_DELAY: wants a whole number above 0, not {wrong!r}; 5000 is used instead"
     ]
 
 

@@ -19,7 +19,7 @@ from integration.contract.driver import Driver
 from integration.contract.run import Rig, Run
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import DEADLINE
-from queueprop.kit.instrumentor import Adapter, Rivals
+from queueprop.kit.instrumentor import Adapter, Rival, Rivals
 
 # What Python and its libraries write into classes by themselves.
 _VOLATILE = frozenset(
@@ -149,7 +149,7 @@ class Instrumentation:
             assert [seen.body for seen in run.seen] == ["one", "two"]
             warnings = [text for text in run.complaints() if rival.__name__ in text]
             assert len(warnings) == 1, run.complaints()
-            assert "uninstrument" in warnings[0]
+            assert "uninstall rival-instrumentation or" in warnings[0]
 
     @scenario(19, "instrumentor")
     def test_when_the_other_goes_ours_is_back(self, rig: Rig, rival: type[BaseInstrumentor]) -> None:
@@ -170,7 +170,8 @@ class Instrumentation:
         name = f"Rival{next(_numbers)}Instrumentor"
         rival = type(name, (RivalInstrumentor,), {})
         monkeypatch.setattr(sys.modules[__name__], name, rival, raising=False)
-        monkeypatch.setattr(type(instrumentor), "rivals", Rivals(instrumentor.library, f"{__name__}:{name}"))
+        rivals = Rivals(instrumentor.library, Rival(f"{__name__}:{name}", "rival-instrumentation"))
+        monkeypatch.setattr(type(instrumentor), "rivals", rivals)
         yield rival
         if rival().is_instrumented_by_opentelemetry:
             rival().uninstrument()

@@ -14,12 +14,19 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from integration.contract import values
 from integration.contract.actions import do, plain
-from integration.contract.run import Rig, only
+from integration.contract.run import Rig, Run, only
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import ambient_span
+from queueprop import guard
 
 
 class Sending:
+    @pytest.fixture
+    def _nothing_was_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither by this process nor by those that it has forked."""
+        monkeypatch.setattr(guard, "_logged", {})
+        monkeypatch.setattr(guard, "_sayers", guard._shared_page())
+
     @scenario(1)
     def test_publish_makes_one_producer_span(self, rig: Rig) -> None:
         """Every call that publishes makes one span of ours: PRODUCER, named, with exactly its attributes,
@@ -72,9 +79,10 @@ class Sending:
                 assert seen.trace_id == carried.trace_id
 
     @scenario(6, "forward", "baggage at rest", "wire")
+    @pytest.mark.usefixtures("_nothing_was_said")
     def test_without_an_sdk_the_context_goes_on(self, rig: Rig) -> None:
-        """A worker without an SDK runs on, and what its handler publishes carries the incoming context,
-        unchanged.
+        """A worker without an SDK runs on, says so once, and what its handler publishes carries the incoming
+        context, unchanged.
         """
         with rig.run(sdk=False) as run:
             run.driver.plant(
@@ -84,7 +92,7 @@ class Sending:
             run.driver.consume(do("answer"), 2)
             assert sorted(seen.body for seen in run.seen) == ["first", "second"]
             assert run.spans == []
-            assert run.complaints() == []
+            _assert_told_of_no_sdk(run)
             answers = {message.body: message for message in run.driver.wire(run.driver.other_queue)}
             first, second = answers["answer to first"], answers["answer to second"]
             assert [values.text(value) for value in first.values("traceparent")] == [values.VALID]
@@ -93,13 +101,16 @@ class Sending:
             assert second.fields == []
 
     @scenario(6)
+    @pytest.mark.usefixtures("_nothing_was_said")
     def test_without_an_sdk_nothing_is_made_up(self, rig: Rig) -> None:
-        """Without an SDK and without a context a message is sent and handled, and its handler sees no trace."""
+        """Without an SDK and without a context a message is sent and handled, and its handler sees no trace. That
+        there is no SDK is said once, by whichever process is the first.
+        """
         with rig.run(sdk=False) as run:
             run.driver.publish("hello")
             run.driver.consume(do("observe"))
             assert int(run.handled.trace_id, 16) == 0
-            assert run.complaints() == []
+            _assert_told_of_no_sdk(run)
 
     @scenario(13, "forward", "wire")
     def test_a_forwarded_message_carries_the_new_context_alone(self, rig: Rig) -> None:
@@ -227,3 +238,9 @@ def _tracestate_and_baggage() -> Iterator[None]:
     current = trace.set_span_in_context(trace.NonRecordingSpan(remote))
     with values.current(baggage.set_baggage("tenant", "42", current)):
         yield
+
+
+def _assert_told_of_no_sdk(run: Run) -> None:
+    assert "queueprop, tracing messages: no OpenTelemetry SDK is set up in this process" in only(
+        run.complaints()
+    )

@@ -281,7 +281,7 @@ class Send(Operation):
             self._carried = inside = origin.outgoing(span)
         telemetry.write(message, inside)
         if telemetry.enriches_sends or message.describe is not None:
-            telemetry.enrich(span, message, telemetry.settings.publish_hook)
+            telemetry.enrich(span, message, "publish_hook")
 
     def _carry(self, current: Context) -> None:
         self._carried = current
@@ -371,7 +371,7 @@ class Create:
         attributes = _attributes(self.labels, message)
         self.span = span = telemetry.start_span(self.labels, parent, attributes, links)
         telemetry.write(message, origin.outgoing(span) if origin else set_span_in_context(span, current))
-        telemetry.enrich(span, message, telemetry.settings.publish_hook)
+        telemetry.enrich(span, message, "publish_hook")
 
     def close(self, destination: Destination | None = None) -> None:
         """Ends the span, as of when the message was made. ``destination`` is where it goes, as is known by now.
@@ -444,7 +444,7 @@ class Process(Operation):
         span = self._start(parent, _attributes(self.labels, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
         if telemetry.enriches_processes or message.describe is not None:
-            telemetry.enrich(span, message, telemetry.settings.consume_hook)
+            telemetry.enrich(span, message, "consume_hook")
 
     def _links(self, found: propagation.Extraction, parent: Context) -> list[Link]:
         if found.reason is not None:
@@ -582,10 +582,9 @@ class ProcessBatch(Operation):
         for message in self.messages:
             message.process_context = inside
         self._missing = [one.reason for one in found]
-        hook = telemetry.settings.consume_hook
-        if hook is not None and records(span):
+        if telemetry.settings.consume_hook is not None and records(span):
             for message in self.messages:
-                telemetry.run_hook(hook, span, message)
+                telemetry.run_hook("consume_hook", span, message)
 
     def _release(self) -> None:
         super()._release()

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
@@ -23,7 +23,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard
+from queueprop import guard, no_sdk
 from queueprop.engine import semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message, Templates, bounded
 from queueprop.engine.metrics import Instruments
@@ -72,6 +72,7 @@ class Telemetry:
         try:
             provider = self._given_tracer_provider or self._get_tracer_provider()
             if provider is not self._tracer_provider:
+                no_sdk.say_if_missing(provider)
                 self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
                 self._tracer_provider = provider
             span: Span = self._tracer.start_span(
@@ -154,7 +155,7 @@ class Telemetry:
             guard.slip("asking Settings(trust=...) about a message, which counts as untrusted then", error)
             return False
 
-    def enrich(self, span: Span, message: Message, hook: SpanHook | None) -> None:
+    def enrich(self, span: Span, message: Message, hook: HookName) -> None:
         """What only a recorded span is worth: the library's attributes, captured headers, sizes, the hook."""
         if not records(span):
             return
@@ -165,16 +166,20 @@ class Telemetry:
                 span.set_attributes(_details(message, self.settings))
         except Exception as error:
             guard.fault("describing a message", error)
-        if hook is not None:
-            self.run_hook(hook, span, message)
+        self.run_hook(hook, span, message)
 
-    def run_hook(self, hook: SpanHook, span: Span, message: Message) -> None:
+    def run_hook(self, name: HookName, span: Span, message: Message) -> None:
+        """Calls the hook of this name, where the settings have one."""
+        hook: SpanHook | None = getattr(self.settings, name)
+        if hook is None:
+            return
         try:
             hook(span, message if message.native is None else message.native)
         except Exception as error:
-            name = "publish_hook" if hook is self.settings.publish_hook else "consume_hook"
             guard.slip(f"calling Settings({name}=...)", error)
 
+
+HookName = Literal["publish_hook", "consume_hook"]
 
 _making_instruments = threading.RLock()
 _LONGEST_TURN = 1.0

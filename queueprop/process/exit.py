@@ -4,50 +4,82 @@ What ends how:
 
 - a normal end, ``sys.exit``, an exception: an ``atexit`` hook. Also in a child of ``os.fork`` that ends so.
 - a child of ``multiprocessing``: a finalizer of its own (forked ones run no ``atexit`` hooks of the parent).
+- a child of a pool of billiard's, which is Celery's prefork pool: it runs neither. Its hand-over comes after the
+  pool's ``on_process_exit``, and with it after Celery's signal ``worker_process_shutdown``.
 - SIGTERM, where it would have killed the process by default: the handler raises ``SystemExit(143)`` in the
   main thread, so that ``finally`` blocks and exit hooks run, and flushes nothing itself. 143 is what a shell
   and a container report for a death by SIGTERM (a systemd unit wants ``SuccessExitStatus=143``). Whoever has
-  a handler keeps it, and may install one at any time.
+  a handler keeps it, and may install one at any time; where they put the default back (uvicorn does, when it has
+  served), it is ours again.
 - SIGTERM, and the main thread does not end: something swallowed ``SystemExit``, another thread keeps the
   interpreter, or the main thread had ended before. By default the process would be dead, so it ends all the
-  same, with 143, once the spans are handed over. At the latest after three times the timeout.
+  same, with 143, once the spans are handed over.
 - ``os._exit`` and SIGKILL run nothing: call ``queueprop.process.flush.flush()`` before the former.
+
+How long that takes, when the Collector is dead: at most the timeout (5 s), from the first of these ends that is
+reached, and what ``flush()`` or a forked child has just waited in vain is counted in. After SIGTERM the process is
+gone one second later at the latest, whatever its own code does meanwhile. Of forked children one waits in vain; for
+half a minute the others try briefly.
+
+With gevent and eventlet, patched in whichever order, what has to run beside the main thread is a greenlet: where the
+program neither waits nor ends after SIGTERM, it gets no turn.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from math import inf
 from multiprocessing.util import Finalize, register_after_fork
-from queue import SimpleQueue
 from types import FrameType
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
-_logger = logging.getLogger("queueprop")
+from queueprop import guard
+from queueprop.process.flush import Task, last_in_vain, wait_until
+from queueprop.sigterm import stand_in_for_default
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
+
+_LAST_SECOND = 1.0
+"""Beyond the timeout, for who comes to hand over only then. Less, where the timeout is."""
+
+_TRY_AGAIN = 30.0
+_BRIEFLY = 0.2
+"""When a wait was in vain, no forked child waits as long again for so many seconds, but only so briefly: a pool that
+replaces its children would otherwise work no faster than a dead Collector lets it.
+"""
 
 
 class HandOver:
     """Calls ``shutdown`` once, at the end of the process and of each of its children.
 
     Arguments:
+        flush: hands over what there is by now, and may block.
         shutdown: hands over what is left, and may block.
         timeout: seconds that the process waits for it.
         child_timeout: the same for a forked child.
     """
 
-    def __init__(self, shutdown: Callable[[], object], timeout: float, child_timeout: float) -> None:
+    def __init__(
+        self,
+        flush: Callable[[], object],
+        shutdown: Callable[[], object],
+        timeout: float,
+        child_timeout: float,
+    ) -> None:
+        self._flush = flush
         self._shutdown = shutdown
         self._timeout = timeout
         self._child_timeout = child_timeout
-        self._has_sigterm = False
+        self._is_child = False
         self._terminated = False
         self._forking = False
         self._missed_in = 0
@@ -55,8 +87,8 @@ class HandOver:
 
     def install(self) -> None:
         """Once a process; children inherit it."""
-        self._has_sigterm = self._took_sigterm()
         self._start()
+        stand_in_for_default(self.on_sigterm)
         atexit.register(self.at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -65,14 +97,18 @@ class HandOver:
                 after_in_child=self._in_forked_child,
             )
         # A child of multiprocessing forgets the finalizers that it inherits, and then runs this.
-        register_after_fork(self, HandOver._in_multiprocessing_child)
-        if multiprocessing.parent_process() is not None:
-            self._in_multiprocessing_child()
+        register_after_fork(self, HandOver._in_process_object)
+        self._in_process_object()
+
+    def run(self, task: Task) -> None:
+        """Runs it, after those before it, in a thread of the kind that there was when this was made."""
+        self._tasks.put(task)
 
     def at_exit(self) -> None:
         """The exit hook: waits until the spans are handed over, but not longer than the timeout."""
-        self._reached.set()
-        self._hand_over()
+        self._reached = True
+        if not self._hand_over():
+            self._tell()
 
     def on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         """The handler, where there was none. A second one changes nothing: a launcher that passes on what its
@@ -85,34 +121,27 @@ class HandOver:
         if self._terminated:
             return
         self._terminated = True
-        ends_already = self._reached.is_set() or _past_the_program(frame)
-        # put() is reentrant, as a signal handler needs it; the methods of Event that lock are not.
+        self._begin(time.monotonic())
+        ends_already = self._reached or _past_the_program(frame)
         self._sigterm.put("end now" if ends_already else "end in order")
         if not ends_already:
-            raise SystemExit(SIGTERM_STATUS)
-
-    def _took_sigterm(self) -> bool:
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            return False
-        try:
-            signal.signal(signal.SIGTERM, self.on_sigterm)
-        except ValueError:  # only the main thread may; a worker thread configures tracing all the same
-            _logger.debug("configured outside the main thread: SIGTERM is left as it is")
-            return False
-        return True
+            _raise_in_main(SystemExit(SIGTERM_STATUS))
 
     def _renew(self) -> None:
-        self._reached = threading.Event()
-        self._handed_over = threading.Event()
-        self._asked: SimpleQueue[None] = SimpleQueue()
-        self._sigterm: SimpleQueue[Literal["end now", "end in order", "again"]] = SimpleQueue()
+        self._deadline = inf
+        self._reached = False
+        self._handed_over = False
+        self._given_up = False
+        self._is_brief = False
+        self._told = False
+        self._tasks: _Mailbox[Task] = _Mailbox()
+        self._sigterm: _Mailbox[Literal["end now", "end in order", "again"]] = _Mailbox()
 
     def _start(self) -> None:
         # Started now: from Python 3.12 on an interpreter that is ending starts no thread, and a call that may
         # block has a bound only in a thread of its own.
-        _daemon(self._shut_down)
-        if self._has_sigterm:
-            _daemon(self._insist)
+        _daemon(self._work)
+        _daemon(self._insist)
 
     def _before_fork(self) -> None:
         self._forking = True
@@ -124,60 +153,196 @@ class HandOver:
             self._sigterm.put("again")
 
     def _in_forked_child(self) -> None:
-        self._timeout = self._child_timeout
+        self._timeout, self._is_child = self._child_timeout, True
         self._terminated = False
         self._renew()
         self._start()
         self._forking = False
         if self._missed_in == os.getpid():  # and not the parent's, which the child has inherited
             self._terminated = True
+            self._begin(time.monotonic())
             self._sigterm.put("end now")
         self._missed_in = 0
 
-    def _in_multiprocessing_child(self) -> None:
+    def _in_process_object(self) -> None:
         # The lowest priority: after the finalizers of others, which may end spans.
         Finalize(None, self.at_exit, exitpriority=-1000)
+        _after_worker_of_billiard(self.at_exit)
 
-    def _hand_over(self) -> None:
-        self._asked.put(None)
-        if not self._handed_over.wait(self._timeout):
-            _logger.warning(
-                "%g s were not enough to hand over the last spans; they are lost (is the Collector there?)",
-                self._timeout,
-            )
+    def _begin(self, at: float) -> None:
+        """Sets the deadline of all ends together, at the first of them."""
+        if self._deadline == inf:
+            self._deadline = at + self._timeout
 
-    def _shut_down(self) -> None:
-        self._asked.get()
+    @property
+    def _last_moment(self) -> float:
+        return self._deadline + min(_LAST_SECOND, self._timeout)
+
+    def _hand_over(self) -> bool:
+        if self._given_up:
+            return False
+        now = time.monotonic()
+        self._begin(last_in_vain.began(self._timeout, now) or now)
+        deadline = max(self._deadline, min(now + min(_LAST_SECOND, self._timeout), self._last_moment))
+        if self._is_child and last_in_vain.began(_TRY_AGAIN, now):
+            self._is_brief, deadline = True, min(deadline, now + _BRIEFLY)
+        self.run(self._finish)
+        self._given_up = not wait_until(lambda: self._handed_over, deadline)
+        if not self._given_up:
+            last_in_vain.clear()
+        elif not self._is_brief:
+            last_in_vain.note(now)
+        return not self._given_up
+
+    def _finish(self) -> None:
+        if self._handed_over:
+            return
         try:
-            self._shutdown()
+            self._attempt(self._shutdown)
         finally:
-            self._handed_over.set()
+            self._handed_over = True
+
+    def _attempt(self, hand_over: Callable[[], object]) -> None:
+        try:
+            hand_over()
+        except Exception as error:
+            guard.fault("handing over the last spans", error)
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
 
     def _insist(self) -> None:
         while (request := self._sigterm.get()) == "again":
             os.kill(os.getpid(), signal.SIGTERM)
-        in_order = request == "end in order" and self._reached.wait(self._timeout)
-        self._hand_over()
+        try:
+            self._end(in_order=request == "end in order")
+        finally:
+            os._exit(SIGTERM_STATUS)
+
+    def _end(self, in_order: bool) -> None:
         if in_order:
-            time.sleep(self._timeout)  # for the exit hooks of others; usually the process is gone by then
-        os._exit(SIGTERM_STATUS)
+            self.run(lambda: self._attempt(self._flush))  # meanwhile: little is left for the end then
+            in_order = wait_until(lambda: self._reached, self._deadline)
+        if not self._hand_over() and not self._reached:
+            # Beside: whoever has not ended may stand in a log handler, and holds its lock.
+            with suppress(RuntimeError):
+                told = threading.Thread(target=self._tell, name="queueprop-exit", daemon=True)
+                told.start()
+                wait_until(lambda: self._told, self._last_moment)
+        if in_order:
+            # For the exit hooks of others; usually the process is gone by then.
+            time.sleep(max(0.0, self._last_moment - time.monotonic()))
+
+    def _tell(self) -> None:
+        if self._told:
+            return
+        guard.log(
+            logging.DEBUG if self._is_brief else logging.WARNING,
+            "%g s were not enough to hand over the last spans; they are lost (is the Collector there?)",
+            _BRIEFLY if self._is_brief else self._timeout,
+        )
+        self._told = True
+
+
+T = TypeVar("T")
+
+
+class _Mailbox(Generic[T]):
+    """What a thread waits for. Filled in a signal handler as well, so nothing of it takes a lock in Python code.
+
+    Not ``queue.SimpleQueue``: gevent and eventlet exchange that one apart from the threads that would use it.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+        with suppress(RuntimeError):  # rung already
+            self._bell.release()
+
+    def get(self) -> T:
+        while not self._items:
+            self._bell.acquire()
+        return self._items.popleft()
 
 
 def _daemon(target: Callable[[], None]) -> None:
     threading.Thread(target=target, name="queueprop-exit", daemon=True).start()
 
 
-# Python's own last steps, which a SystemExit would cut short before the exit hooks: joining threads, and running
-# the finalizers of a multiprocessing child (a pool terminates workers that are just ending).
-_LAST_STEPS = {("threading", "_shutdown"), ("multiprocessing.util", "_exit_function")}
+def _after_worker_of_billiard(at_exit: Callable[[], None]) -> None:
+    """Calls it when this process is a worker of a pool of billiard's and that ends: it leaves by ``os._exit``."""
+    try:
+        billiard: Any = sys.modules.get("billiard.process")
+        worker: Any = getattr(billiard.current_process(), "_target", None) if billiard else None
+        if hasattr(worker, "on_exit"):
+            worker.on_exit = _both(worker.on_exit, at_exit)
+    except Exception as error:
+        guard.fault("preparing for the end of a pool's worker", error)
+
+
+def _both(first: Callable[..., object] | None, then: Callable[[], None]) -> Callable[..., None]:
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            if first is not None:
+                first(*args, **kwargs)
+        finally:
+            then()
+
+    return call
+
+
+def _raise_in_main(error: BaseException) -> None:
+    """Raises it where the main thread stands. Python calls signal handlers there; a greenlet's hub may be running."""
+
+    def throw() -> None:
+        raise error
+
+    # A hub passes on to the main greenlet what ends a program; a greenlet that is a patched thread would swallow it.
+    greenlets = _greenlets()
+    for greenlet in greenlets[:-1]:
+        if hasattr(greenlet, "loop"):  # gevent's hub
+            greenlet.loop.run_callback(throw)
+            return
+        hub = "eventlet.hubs" in sys.modules and sys.modules["eventlet.hubs"].get_hub()
+        if hub and hub.greenlet is greenlet:
+            hub.schedule_call_global(0, throw)
+            return
+    raise error
 
 
 def _past_the_program(frame: FrameType | None) -> bool:
     """Whether the main thread has left the program: there SystemExit does no good."""
     if not threading.main_thread().is_alive():
         return True
+    greenlets = _greenlets()
+    return any(map(_is_last_step, _and_callers(greenlets[-1].gr_frame if greenlets[1:] else frame)))
+
+
+def _greenlets() -> list[Any]:
+    """The one that runs, and those above it up to the main thread's."""
+    greenlet: Any = sys.modules.get("greenlet")
+    found = [greenlet.getcurrent()] if greenlet else []
+    while found and found[-1].parent is not None:
+        found.append(found[-1].parent)
+    return found
+
+
+def _and_callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _LAST_STEPS:
-            return True
+        yield frame
         frame = frame.f_back
-    return False
+
+
+def _is_last_step(frame: FrameType) -> bool:
+    """Python's own last steps, which a SystemExit would cut short before the exit hooks: joining threads, and running
+    the finalizers of a multiprocessing child (a pool terminates workers that are just ending).
+    """
+    module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    if function == "_shutdown":
+        return module == "threading" or module.startswith("gevent.monkey")
+    return (module, function) == ("multiprocessing.util", "_exit_function")

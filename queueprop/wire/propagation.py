@@ -7,6 +7,7 @@ Any other propagator is called, and only its headers are written and read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 from opentelemetry import baggage, trace
@@ -20,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from queueprop import guard
 from queueprop.wire import w3c
-from queueprop.wire.headers import names_of, read_all, replace, text
+from queueprop.wire.headers import MOST_HEADERS, names_of, read_all, replace, text
 
 # The keys under which OpenTelemetry keeps the two in a context. With them both are put in and taken out in
 # one step: `set_baggage` would copy the whole baggage for each of its members.
@@ -87,9 +88,13 @@ def read(headers: object, allow: Collection[str] | None = None) -> Extraction:
 
     Args:
         headers: whatever the message has as its headers.
-        allow: the baggage keys that may enter; None lets all of them in.
+        allow: the baggage keys that may enter, of members and of their properties; None lets all of them in.
     """
-    return _configured().read(headers, allow)
+    try:
+        return _configured().read(headers, allow)
+    except Exception as error:
+        guard.fault("reading the context of a message", error)
+        return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
 
 
 def write(headers: Any, context: Context, allow: Collection[str] | None = None) -> None:
@@ -98,7 +103,7 @@ def write(headers: Any, context: Context, allow: Collection[str] | None = None) 
     Args:
         headers: a dict, or a list of pairs.
         context: its current span and its baggage are written.
-        allow: the baggage keys that may leave; None lets all of them out.
+        allow: the baggage keys that may leave, of members and of their properties; None lets all of them out.
 
     Raises:
         TypeError: ``headers`` cannot be written. Nothing else: a propagator that fails leaves no header.
@@ -126,7 +131,9 @@ class _W3C:
                 span_context = _with_tracestate(span_context, found[_TRACESTATE])
             values[SPAN_KEY] = NonRecordingSpan(span_context)
         if _BAGGAGE in found:
-            members = _allowed(w3c.parse_baggage(found[_BAGGAGE]), allow)
+            members = w3c.parse_baggage(found[_BAGGAGE])
+            if allow is not None:
+                members = w3c.allowed_baggage(members, allow)
             if members:
                 values[BAGGAGE_KEY] = members
         if span_context is not None:
@@ -142,10 +149,13 @@ class _W3C:
         try:
             if self._trace:
                 _write_span(values, context)
+        except Exception as error:
+            guard.fault("writing the context of a message", error)
+        try:
             if self._baggage and BAGGAGE_KEY in context:
                 _write_baggage(values, context, allow)
         except Exception as error:
-            guard.fault("writing the context of a message", error)
+            guard.fault("writing the baggage of a message", error)
         if not is_fresh:
             replace(headers, self._names, values)
 
@@ -160,21 +170,21 @@ class _Other:
         self._trace_fields = tuple(name for name in self._fields if name not in (_BAGGAGE, _TRACESTATE))
 
     def read(self, headers: object, allow: Collection[str] | None) -> Extraction:
-        if isinstance(headers, Iterator):
-            headers = list(headers)
         try:
-            context = self.propagator.extract(headers, Context(), _GETTER)
+            if isinstance(headers, Iterator):
+                headers = list(islice(headers, MOST_HEADERS))
+            getter = _GETTER if allow is None else _AllowingGetter(allow)
+            context = self.propagator.extract(headers, Context(), getter)
             if not isinstance(context, Context):
                 raise TypeError(f"it returned {context!r} instead of a context")
-            members = dict(baggage.get_all(context))
-            allowed = _allowed(members, allow)
-            if len(allowed) < len(members):
-                context = set_value(BAGGAGE_KEY, allowed, context)
+            if allow is not None:
+                context = _allowing(context, allow)
             span_context = trace.get_current_span(context).get_span_context()
+            is_valid = span_context.is_valid
         except Exception as error:
             guard.fault(f"reading the context of a message with {_class_name(self.propagator)}", error)
             return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
-        if span_context.is_valid:
+        if is_valid:
             return Extraction(context, span_context, None)
         reason: Reason = "malformed" if read_all(headers, self._trace_fields) else "missing"
         return Extraction(context, INVALID_SPAN_CONTEXT, reason)
@@ -183,7 +193,7 @@ class _Other:
         values: dict[str, str] = {}
         try:
             if allow is not None:
-                context = set_value(BAGGAGE_KEY, _allowed(dict(baggage.get_all(context)), allow), context)
+                context = _allowing(context, allow)
             self.propagator.inject(values, context, _SETTER)
         except Exception as error:
             guard.fault(f"writing the context of a message with {_class_name(self.propagator)}", error)
@@ -202,9 +212,23 @@ class _HeaderGetter(Getter[object]):
         return names_of(carrier)
 
 
+class _AllowingGetter(_HeaderGetter):
+    """Hides what baggage has of properties that are not allowed: other readers take them for a part of the value."""
+
+    def __init__(self, allow: Collection[str]) -> None:
+        self._allow = allow
+
+    def get(self, carrier: object, key: str) -> list[str] | None:
+        values = super().get(carrier, key)
+        if not values or key.lower() != _BAGGAGE:
+            return values
+        members = w3c.allowed_baggage(w3c.parse_baggage(values), self._allow)
+        return [w3c.format_baggage(members)] if members else None
+
+
 class _TextSetter(Setter[dict[str, str]]):
     def set(self, carrier: dict[str, str], key: str, value: str) -> None:
-        carrier[key] = str(value)
+        carrier[str(key)] = str(value)
 
 
 _GETTER = _HeaderGetter()
@@ -282,12 +306,11 @@ def _write_baggage(values: dict[str, str], context: Context, allow: Collection[s
     members = context.get(BAGGAGE_KEY)
     if not members or not isinstance(members, dict):
         return
-    header = w3c.format_baggage(_allowed(members, allow))
+    header = w3c.format_baggage(members if allow is None else w3c.allowed_baggage(members, allow))
     if header:
         values[_BAGGAGE] = header
 
 
-def _allowed(members: dict[str, Any], allow: Collection[str] | None) -> dict[str, Any]:
-    if allow is None:
-        return members
-    return {key: value for key, value in members.items() if key in allow}
+def _allowing(context: Context, allow: Collection[str]) -> Context:
+    members = baggage.get_all(context)
+    return set_value(BAGGAGE_KEY, w3c.allowed_baggage(members, allow), context) if members else context

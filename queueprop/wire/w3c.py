@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote, unquote
 
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from queueprop import guard
 from queueprop.wire.headers import text
-
-_logger = logging.getLogger("queueprop")
 
 # Optional white space around a value or a member, as HTTP has it: a newline is none.
 _OWS = " \t"
@@ -53,6 +52,12 @@ _BAGGAGE_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
 _SENT_AS_IT_IS = "!#$&'()*-./:<>?@[]^_`{|}~"
 _MAY_STAND_AS_IT_IS = _SENT_AS_IT_IS + "+="
 _PLAIN_VALUE = re.compile(f"[A-Za-z0-9{re.escape(_SENT_AS_IT_IS)}]*")
+# A value that is written as it was read, if it is UTF-8: encoded is what has to be, and in upper case.
+_AS_WRITTEN = re.compile(
+    f"{_PLAIN_VALUE.pattern}(?:%(?:[0189A-F][0-9A-F]|2[025BC]|3[BD]|5C|7F){_PLAIN_VALUE.pattern})*"
+)
+# Under this name a member is told of whose own methods raise.
+_MEMBER = "a member of the baggage"
 
 
 def parse_traceparent(values: Sequence[object]) -> SpanContext | None:
@@ -66,7 +71,7 @@ def parse_traceparent(values: Sequence[object]) -> SpanContext | None:
     """
     if len(values) != 1:
         return None
-    value = values[0] if isinstance(values[0], str) else text(values[0])
+    value = values[0] if type(values[0]) is str else text(values[0])
     if value is None or len(value) > _TRACEPARENT_LONGEST:
         return None
     # Nearly all are of version 00 and valid: with less to look for this takes two thirds of the time.
@@ -133,17 +138,35 @@ def format_tracestate(trace_state: TraceState) -> str:
 
 
 class BaggageValue(str):
-    """A baggage value that came with properties: equal to its text, and it takes the properties along."""
+    """A baggage value that goes out as it came in: equal to its text, and it takes along what that does not say.
 
-    __slots__ = ("properties",)
+    Copied it is the same; pickled it is plain text, since whoever loads it need not have queueprop.
 
-    # The raw text behind the value's first `;`.
+    Attributes:
+        properties: the raw text behind the value's first ``;``.
+        raw: the value as it stands on the wire; None where that is what would be written anyway. What was encoded
+            in another way, or is no UTF-8, is the same at every hop, and no longer.
+    """
+
+    __slots__ = ("properties", "raw")
+
     properties: str
+    raw: str | None
 
-    def __new__(cls, value: str = "", properties: str = "") -> BaggageValue:
+    def __new__(cls, value: str = "", properties: str = "", raw: str | None = None) -> BaggageValue:
         self = super().__new__(cls, value)
-        self.properties = properties
+        self.properties = text(properties) or ""
+        self.raw = text(raw) if raw is not None else None
         return self
+
+    def __copy__(self) -> BaggageValue:
+        return self
+
+    def __deepcopy__(self, memo: object) -> BaggageValue:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type[str], tuple[str]]:
+        return str, (str.__str__(self),)
 
 
 def parse_baggage(values: Sequence[object]) -> dict[str, str]:
@@ -153,7 +176,8 @@ def parse_baggage(values: Sequence[object]) -> dict[str, str]:
         values: every value found under that name, as found on the wire.
 
     A malformed member is left out, and so is one that goes beyond 64 members or 8192 bytes. Of members with
-    the same key the last one stays. A value with properties is a ``BaggageValue``.
+    the same key the last one stays. A value is a ``BaggageValue`` where it has properties, or was encoded otherwise
+    than ``format_baggage`` would do it (broken UTF-8, which is read as U+FFFD): that writes it as it came.
     """
     baggage: dict[str, str] = {}
     room = _BAGGAGE_BYTES + 1  # the first member has no comma
@@ -174,16 +198,34 @@ def parse_baggage(values: Sequence[object]) -> dict[str, str]:
 def format_baggage(baggage: Mapping[str, object]) -> str:
     """Returns the ``baggage`` to send; '' when there is nothing to send.
 
-    Values are sent as ``str(value)``, percent-encoded. Keys are not encoded, so one that is no token cannot
-    be sent. Beyond 64 members or 8192 bytes whole members are left out.
+    Keys and values are sent as ``str()`` of them, as by OpenTelemetry, values percent-encoded. Keys are not encoded,
+    so one that is no token cannot be sent. Beyond 64 members or 8192 bytes whole members are left out, and so is
+    one whose key or value raises.
     """
     if not baggage:
         return ""
+    for key in baggage:
+        if type(key) is not str:
+            baggage = _with_sent_keys(baggage)
+            break
     members = list(_format_baggage_members(baggage, _SENT_AS_IT_IS))
     header = ",".join(members)
     if len(members) <= _BAGGAGE_MEMBERS and len(header) <= _BAGGAGE_BYTES:
         return header
     return ",".join(_that_fit(_format_baggage_members(baggage, _MAY_STAND_AS_IT_IS)))
+
+
+def allowed_baggage(baggage: Mapping[str, object], allow: Collection[str]) -> dict[str, Any]:
+    """Returns the members whose keys are among ``allow``, each with those of its properties whose keys are, too."""
+    members: dict[str, Any] = {}
+    for key, value in baggage.items():
+        try:
+            name = _sent_key(key)
+            if name in allow:
+                members[name] = _with_allowed_properties(value, allow)
+        except Exception as error:
+            guard.slip(_MEMBER, error)
+    return members
 
 
 class _TraceState(TraceState):
@@ -194,8 +236,9 @@ class _TraceState(TraceState):
     def __init__(self, entries: Iterable[tuple[str, str]] | None = None) -> None:
         self._dict: dict[str, str] = {}
         for key, value in entries or ():
-            if len(self._dict) < _TRACESTATE_MEMBERS and _is_tracestate_member(key, value):
-                self._dict.setdefault(key, value)
+            member = _tracestate_member(key, value)
+            if member is not None and len(self._dict) < _TRACESTATE_MEMBERS:
+                self._dict.setdefault(*member)
 
     @classmethod
     def _of(cls, members: dict[str, str]) -> _TraceState:
@@ -206,26 +249,29 @@ class _TraceState(TraceState):
 
     def add(self, key: str, value: str) -> TraceState:
         """Returns a state with a new member in front; the same state when the member cannot be added."""
-        if key in self._dict:
-            _logger.warning("The tracestate has the key %r already.", key)
+        member = _tracestate_member(key, value)
+        if member is not None and member[0] in self._dict:
+            guard.log(logging.WARNING, "The tracestate has the key %r already.", member[0])
             return self
         return self.update(key, value)
 
     def update(self, key: str, value: str) -> TraceState:
         """Returns a state with a changed or new member in front; the same state when that cannot be."""
-        if not _is_tracestate_member(key, value):
-            _logger.warning("Invalid tracestate member: %r=%r.", key, value)
+        member = _tracestate_member(key, value)
+        if member is None:
+            shown = guard.one_line(key), guard.one_line(value)
+            guard.log(logging.WARNING, "This can be no member of a tracestate: %s=%s", *shown)
             return self
-        others = [(name, old) for name, old in self._dict.items() if name != key]
+        others = [(name, old) for name, old in self._dict.items() if name != member[0]]
         if len(others) == _TRACESTATE_MEMBERS:
-            _logger.warning("A tracestate has at most %d members.", _TRACESTATE_MEMBERS)
+            guard.log(logging.WARNING, "A tracestate has at most %d members.", _TRACESTATE_MEMBERS)
             return self
-        return _TraceState._of(dict([(key, value), *others]))
+        return _TraceState._of(dict([member, *others]))
 
     def delete(self, key: str) -> TraceState:
         """Returns a state without the member; the same state when it is not there."""
         if key not in self._dict:
-            _logger.warning("The tracestate has no key %r.", key)
+            guard.log(logging.WARNING, "The tracestate has no key %s.", guard.one_line(key))
             return self
         return _TraceState._of({name: value for name, value in self._dict.items() if name != key})
 
@@ -244,12 +290,12 @@ class _TraceState(TraceState):
 _EMPTY_TRACESTATE = _TraceState()
 
 
-def _is_tracestate_member(key: object, value: object) -> bool:
-    return (
-        isinstance(key, str)
-        and isinstance(value, str)
-        and _TRACESTATE_MEMBER.fullmatch(f"{key}={value}") is not None
-    )
+def _tracestate_member(key: object, value: object) -> tuple[str, str] | None:
+    """The pair in plain text; None where it can be no member."""
+    if not isinstance(key, str) or not isinstance(value, str):
+        return None
+    match = _TRACESTATE_MEMBER.fullmatch(f"{text(key)}={text(value)}")
+    return (match[1], match[2]) if match is not None else None
 
 
 def _cut_tracestate(members: list[str]) -> str:
@@ -279,12 +325,18 @@ def _parse_baggage_member(member: str) -> tuple[str, str] | None:
     raw, semicolon, properties = rest.partition(";")
     key = key.rstrip(_OWS)
     raw = raw.strip(_OWS)
-    if not equals or not _BAGGAGE_KEY.fullmatch(key) or not _BAGGAGE_VALUE.fullmatch(raw):
+    is_as_written = _AS_WRITTEN.fullmatch(raw) is not None
+    if not equals or not _BAGGAGE_KEY.fullmatch(key) or not (is_as_written or _BAGGAGE_VALUE.fullmatch(raw)):
         return None
-    value = unquote(raw, errors="replace") if "%" in raw else raw
-    if not semicolon:
+    if semicolon and not _are_properties(properties):
+        return None
+    value = raw
+    if "%" in raw:
+        value = unquote(raw, errors="replace")
+        is_as_written = is_as_written and "\ufffd" not in value
+    if is_as_written and not semicolon:
         return key, value
-    return (key, BaggageValue(value, properties)) if _are_properties(properties) else None
+    return key, BaggageValue(value, properties, None if is_as_written else raw)
 
 
 def _are_properties(properties: str) -> bool:
@@ -295,27 +347,58 @@ def _are_properties(properties: str) -> bool:
     return True
 
 
+def _with_allowed_properties(value: Any, allow: Collection[str]) -> Any:
+    if type(value) is not BaggageValue or not value.properties:
+        return value
+    parts = value.properties.split(";")
+    kept = ";".join([part for part in parts if part.partition("=")[0].strip(_OWS) in allow])
+    return BaggageValue(value, kept, value.raw) if kept or value.raw is not None else str.__str__(value)
+
+
+def _with_sent_keys(baggage: Mapping[str, object]) -> dict[str, object]:
+    """The members under plain keys, of which no two are equal: who reads them keeps one of each."""
+    members: dict[str, object] = {}
+    for key, value in baggage.items():
+        try:
+            members[_sent_key(key)] = value
+        except Exception as error:
+            guard.slip(_MEMBER, error)
+    return members
+
+
+def _sent_key(key: object) -> str:
+    """A key as it is sent; '' for what is no text."""
+    return str.__str__(str(key)) if isinstance(key, str) else ""
+
+
 def _format_baggage_members(baggage: Mapping[str, object], safe: str) -> Iterable[str]:
     for key, value in baggage.items():
-        if not isinstance(key, str) or not _BAGGAGE_KEY.fullmatch(key):
+        if not _BAGGAGE_KEY.fullmatch(key):
             continue
-        content = value if isinstance(value, str) else _text_of(value)
+        content = value if type(value) is str else _text_of(value)
         if content is None or len(content) > _BAGGAGE_BYTES:
             continue
         encoded = content if _PLAIN_VALUE.fullmatch(content) else _percent_encoded(content, safe)
-        properties = content.properties if isinstance(content, BaggageValue) else ""
-        if properties and _are_properties(properties):
-            yield f"{key}={encoded};{properties}"
+        if type(value) is BaggageValue:
+            yield f"{key}={_as_it_came(value) or encoded}{_properties_of(value)}"
         else:
             yield f"{key}={encoded}"
 
 
 def _text_of(value: object) -> str | None:
     try:
-        return str(value)
+        return str.__str__(str(value))
     except Exception as error:
-        guard.fault("writing a baggage value as text", error)
+        guard.slip(_MEMBER, error)
         return None
+
+
+def _as_it_came(value: BaggageValue) -> str:
+    return value.raw if value.raw is not None and _BAGGAGE_VALUE.fullmatch(value.raw) else ""
+
+
+def _properties_of(value: BaggageValue) -> str:
+    return f";{value.properties}" if value.properties and _are_properties(value.properties) else ""
 
 
 def _percent_encoded(value: str, safe: str) -> str:

@@ -10,6 +10,7 @@ import functools
 import gc
 import importlib
 import pickle
+import re
 import sys
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,6 +37,7 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
     get_current_span,
+    get_tracer_provider,
     set_span_in_context,
 )
 
@@ -1403,6 +1405,217 @@ class TestInstrumentor:
 def test_servers(servers: Any, told: Any) -> None:
     """Host and port of the first server, as the client was told it."""
     assert adapter._told(SimpleNamespace(_bootstrap_servers=servers, _client_id="x")) == ("x", *told)
+
+
+MANY = range(1, 47)
+
+
+def _raise(*args: Any, **kwargs: Any) -> Any:
+    raise LookupError("no")
+
+
+class TestBroken:
+    """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
+
+    async def _everything(self, settings: Settings) -> None:
+        """Sends, batches, loops, pulls, handlers and commits, of 46 messages each."""
+        reported: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, told: reported.append(told["message"]))
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        instrumentor.instrument(settings=settings)
+        try:
+            await self._sends()
+            for way in (self._loop, self._getone, self._getmany, self._handler, self._batch):
+                consumer = Consumer(*(record(offset) for offset in MANY))
+                consumer.assign()
+                handled: list[int] = []
+                await way(consumer.it, settings, handled)
+                assert handled == [*MANY], way
+                await consumer.it.commit({ORDERS: 47})
+                assert len(consumer.committed) == 1
+                assert not current().is_valid
+        finally:
+            instrumentor.uninstrument()
+        # (aiokafka has futures of its own, whose errors nobody fetches.)
+        assert [told for told in reported if "never retrieved" not in told] == []
+
+    async def _sends(self) -> None:
+        producer = Producer()
+        futures = [
+            await producer.it.send(
+                "orders", b"%d" % number, key=b"k", partition=number % 3, headers=[("tenant", b"a")]
+            )
+            for number in MANY
+        ]
+        batch = producer.it.create_batch()
+        for number in MANY:
+            assert (
+                batch.append(timestamp=None, key=None, value=b"%d" % number, headers=[("tenant", b"a")])
+                is not None
+            )
+        futures.append(await producer.it.send_batch(batch, "refunds", partition=0))
+        refused = await producer.it.send("returns", b"x", partition=0)
+        sent = producer.sent()
+        for one in producer.batches[:-1]:
+            one.done(7, -1)
+        await producer.fails(KafkaTimeoutError())
+        await asyncio.wait([*futures, refused])
+        assert [future.exception() for future in futures] == [None] * len(futures)
+        assert isinstance(refused.exception(), KafkaTimeoutError)
+        assert sorted(int(one.value) for one in sent if one.value != b"x") == sorted([*MANY] * 2)
+        assert all(("tenant", b"a") in one.headers for one in sent if one.value != b"x")
+
+    async def _loop(self, consumer: Any, settings: Settings, handled: list[int]) -> None:
+        async for one in consumer:
+            handled.append(one.offset)
+
+    async def _getone(self, consumer: Any, settings: Settings, handled: list[int]) -> None:
+        for _ in MANY:
+            one = await consumer.getone()
+            with adapter.traced_message(one, settings=settings):
+                handled.append(one.offset)
+
+    async def _getmany(self, consumer: Any, settings: Settings, handled: list[int]) -> None:
+        for records in (await consumer.getmany()).values():
+            for one in records:
+                handled.append(one.offset)
+
+    async def _handler(self, consumer: Any, settings: Settings, handled: list[int]) -> None:
+        @adapter.traced_consumer(settings=settings)
+        async def handle(one: Any) -> None:
+            await asyncio.sleep(0)
+            handled.append(one.offset)
+
+        for _ in MANY:
+            await handle(await consumer.getone())
+
+    async def _batch(self, consumer: Any, settings: Settings, handled: list[int]) -> None:
+        for records in (await consumer.getmany()).values():
+            with adapter.traced_batch(records, settings=settings):
+                handled.extend(one.offset for one in records[:])
+
+    @pytest.mark.usefixtures("broken_logging")
+    @pytest.mark.parametrize(
+        "ours",
+        [
+            *(
+                "_published_to",
+                "_consumed_from",
+                "_of_all",
+                "_message_of",
+                "_describe_record",
+                "_describe_publish",
+            ),
+            *(
+                "_describe_answer",
+                "_with_room",
+                "_Batch",
+                "_Publication",
+                "_Uncommitted",
+                "_takes_headers",
+                "Message",
+            ),
+        ],
+    )
+    @in_loop
+    async def test_a_fault_of_ours_and_no_logging(self, monkeypatch: pytest.MonkeyPatch, ours: str) -> None:
+        """Whatever of the adapter raises at each message, and though it cannot be told."""
+        monkeypatch.setattr(adapter, ours, _raise)
+        await self._everything(SETTLED)
+
+    @pytest.mark.usefixtures("broken_logging")
+    @in_loop
+    async def test_an_odd_sdk(self, odd_sdk: Any) -> None:
+        """A tracer that gives no span, and spans whose methods raise."""
+        await self._everything(
+            Settings(tracer_provider=odd_sdk, settle_spans=True, capture_headers=("tenant",), body_size=True)
+        )
+
+    @in_loop
+    async def test_a_hook_that_raises(self, captured_spans: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """Of a user's function one line is said; every message goes on, traced."""
+        await self._everything(
+            Settings(publish_hook=_raise, consume_hook=_raise, trust=_raise, settle_spans=True)
+        )
+        lines = {
+            record.getMessage().partition(":")[0] for record in caplog.records if record.name == "queueprop"
+        }
+        assert lines == {
+            "queueprop, asking Settings(trust=...) about a message, which counts as untrusted then",
+            "queueprop, calling Settings(consume_hook=...)",
+            "queueprop, calling Settings(publish_hook=...)",
+        }
+        found = [span.kind for span in captured_spans]
+        assert found.count(SpanKind.CONSUMER) == 4 * len(MANY) + 1
+
+    @pytest.mark.usefixtures("guarded")
+    @in_loop
+    async def test_a_span_that_cannot_be_told_costs_no_context(self, captured_spans: Any, api: Any) -> None:
+        """What is written on a span and what goes into the message are two things."""
+
+        class Tracers:
+            def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+                tracer = get_tracer_provider().get_tracer("t")
+
+                def start_span(*given: Any) -> Any:
+                    span = tracer.start_span(*given)
+                    span.set_attribute = _raise  # type: ignore[method-assign]
+                    return span
+
+                return SimpleNamespace(start_span=start_span)
+
+        settings = Settings(tracer_provider=Tracers())  # type: ignore[arg-type]
+        producer = Producer()
+        await adapter.traced_publish(producer.it.send, settings=settings)("orders", b"x", partition=0)
+        batch = adapter.traced_create_batch(producer.it.create_batch, settings=settings)()
+        batch.append(timestamp=None, key=None, value=None)
+        await adapter.traced_publish(producer.it.send_batch, settings=settings)(batch, "orders", partition=1)
+        assert [set(headers) for headers in producer.headers()] == [{"traceparent"}] * 2
+
+    @pytest.mark.usefixtures("guarded")
+    @in_loop
+    async def test_headers_that_cannot_be_copied(self, captured_spans: Any) -> None:
+        """They are aiokafka's to refuse: with the same error as without us."""
+
+        class Odd(tuple[Any, ...]):
+            def __iter__(self) -> Iterator[Any]:
+                raise LookupError("ours, if it were raised by us")
+
+        producer = Producer()
+        given = {"partition": 0, "headers": Odd((("a", b"b"),))}
+        with pytest.raises(Exception) as plain:  # noqa: PT011 - whatever aiokafka raises, twice the same
+            await producer.it.send("orders", b"x", **given)
+        with pytest.raises(plain.type, match=re.escape(str(plain.value))):
+            await adapter.traced_publish(producer.it.send)("orders", b"x", **given)
+
+    @pytest.mark.parametrize("key", [b"k" * 5000, "k" * 5000])
+    def test_a_key_has_a_bound(self, captured_spans: Any, key: Any) -> None:
+        """Of a key that comes from outside the first 1,024 characters; a number beyond Python's limit has no text."""
+        with adapter.traced_message(record(key=key)), adapter.traced_message(record(key=10**5000)):
+            pass
+        number, text = captured_spans
+        assert text.attributes["messaging.kafka.message.key"] == "k" * 1024
+        assert "messaging.kafka.message.key" not in number.attributes
+
+    @in_loop
+    async def test_names_in_the_log_are_in_one_line(
+        self, captured_spans: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A topic is escaped and cut, and another one is no other place."""
+        producer = Producer(max_request_size=150)
+        send = adapter.traced_publish(producer.it.send)
+        for topic in ("orders\nERROR: forged", "refunds"):
+            await send(topic, b"x" * 60, partition=0)
+        assert [record.getMessage() for record in caplog.records if record.name == "queueprop"] == [
+            "queueprop, publishing with aiokafka (to orders\\nERROR: forged): the message leaves no room for a trace "
+            "context within max_request_size; it goes out without one"
+        ]
+
+    def test_destinations_without_end_are_not_kept(self) -> None:
+        """Topics that are made for one message each: 1,000 at most."""
+        gc.collect()
+        kept = [weakref.ref(adapter._published_to(f"reply-{number}", None, None)) for number in range(3000)]
+        assert 0 < sum(one() is not None for one in kept) <= 1000
 
 
 class TestFaults:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import io
+import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
+from collections import ChainMap, OrderedDict, UserDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +54,8 @@ from pika.channel import Channel
 from queueprop import Settings, guard
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
-from queueprop.engine.engine import engine_for
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import MessageOperation
 from queueprop.engine.scope import is_spoken_for, speaking_for
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.kit.iteration import GeneratorMessages
@@ -191,25 +196,151 @@ class TestPublish:
         assert all(isinstance(value, str) for value in options["queueprop"].values())
 
     def test_the_caller_s_message_stays_as_it_was(self, broker: StubBroker) -> None:
-        """Built once and sent twice: its options get nothing of ours, and it is what enqueue gives back."""
+        """Built once and sent twice: its options get nothing of ours; what enqueue gives back are the copies."""
         message = actor(broker).message_with_options(args=("hello",), tenant="a")
-        for _ in range(2):
-            assert broker.enqueue(message) is message
-            assert message.options == {"tenant": "a"}
+        options = message.options
+        returned = [broker.enqueue(message) for _ in range(2)]
+        assert message.options is options
+        assert options == {"tenant": "a"}
+        assert [it.options for it in returned] == waiting(broker)
         one, two = waiting(broker)
         assert one["queueprop"]["traceparent"] != two["queueprop"]["traceparent"]
 
+    @pytest.mark.parametrize("encoder", [dramatiq.JSONEncoder, dramatiq.PickleEncoder])
+    @pytest.mark.parametrize("way", ["send", "send_with_options", "enqueue", "enqueue with a delay"])
+    def test_what_is_returned_is_what_arrives(self, broker: Any, way: str, encoder: Any) -> None:
+        """In an actor and in middleware: an equal message, as without us. Of a delayed one, on its first queue."""
+        arrived: list[Any] = []
+
+        class Listening(Middleware):
+            def before_delay_message(self, broker: Any, message: Any) -> None:
+                arrived.append(message._message)
+
+            def before_process_message(self, broker: Any, message: Any) -> None:
+                arrived.append(message._message)
+
+        def listen(*args: Any) -> None:
+            current: Any = CurrentMessage.get_current_message()
+            arrived.append(current._message)
+
+        broker.add_middleware(Listening())
+        sending = actor(broker, listen)
+        with encoded_by(encoder()):
+            returned = {
+                "send": lambda: sending.send("hello"),
+                "send_with_options": lambda: sending.send_with_options(
+                    args=("hello",), tenant="a", limits=[1]
+                ),
+                "enqueue": lambda: broker.enqueue(sending.message_with_options(args=("hello",), tenant="a")),
+                "enqueue with a delay": lambda: broker.enqueue(sending.message("hello"), delay=20),
+            }[way]()
+            consume(broker)
+        assert "queueprop" in returned.options
+        if way == "enqueue with a delay":
+            assert arrived.pop(0) == returned
+            due = dict(returned.options)
+            del due["eta"]
+            returned = returned._replace(queue_name="orders", options=due)
+        assert arrived == [returned] * 2
+        assert [type(it.options) for it in arrived] == [dict] * 2
+
+    def test_what_is_returned_can_be_sent_again(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """With a new context, which is its own publish's."""
+        returned = actor(broker).send()
+        again = broker.enqueue(returned)
+        first, second = producers(captured_spans)
+        for sent, span in ((returned, first), (again, second)):
+            assert sent.options["queueprop"]["traceparent"].split("-")[2] == f"{ids(span)[1]:016x}"
+        assert [returned.options, again.options] == waiting(broker)
+
     def test_what_broker_and_middleware_add_is_given_back(self, broker: StubBroker) -> None:
-        """The message that send returns has what they put into its options, and nothing of ours."""
-
-        class Adding(Middleware):
-            def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-                message.options["request"] = 7
-
+        """The message that send returns has what they put into its options."""
         broker.add_middleware(Adding())
         work = actor(broker)
-        assert work.send("hello").options == {"request": 7}
-        assert work.send_with_options(delay=1000).options.keys() == {"request", "eta"}
+        assert work.send("hello").options.keys() == {"request", "queueprop"}
+        assert work.send_with_options(delay=1000).options.keys() == {"request", "eta", "queueprop"}
+
+    def test_what_middleware_adds_is_on_the_caller_s_message_as_without_us(self, api: Api) -> None:
+        """Where the broker copies nothing, middleware writes into the very message, sent or not: what it adds and takes
+        out is found there, and nothing of ours is. A delayed message is the broker's copy.
+        """
+        found = []
+        for is_traced in (False, True):
+            broker = make_broker()
+            broker.add_middleware(Adding())
+            with traced(broker, api) if is_traced else contextlib.nullcontext():
+                message = actor(broker).message_with_options(request=1, tenant="a", secret="b")
+                forwarded = message.copy(options={"queueprop": {"traceparent": TRACEPARENT}})
+                for it in (message, forwarded):
+                    broker.enqueue(it)
+                    found.append(it.options)
+                delayed = actor(broker, actor_name="delayed").message_with_options(tenant="a")
+                broker.enqueue(delayed, delay=1000)
+                refused = delayed.copy(options={"tenant": object})
+                with pytest.raises(TypeError):
+                    broker.enqueue(refused)
+                found += [delayed.options, refused.options]
+        assert found[:4] == found[4:]
+        assert found[4] == {"request": 7, "tenant": "a"}
+        assert found[6:] == [{"tenant": "a"}, {"request": 7, "tenant": object}]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            UserDict(tenant="a"),
+            MappingProxyType({"tenant": "a"}),
+            ChainMap({"tenant": "a"}),
+            OrderedDict(tenant="a"),
+            {b"tenant": "a"},
+            {"tenant": object()},
+            [("tenant", "a")],
+            [],
+            "tenant",
+            None,
+            5,
+        ],
+        ids=repr,
+    )
+    def test_options_are_taken_and_refused_as_without_us(
+        self, api: Api, options: Any, captured_spans: CapturedSpans
+    ) -> None:
+        """A mapping that is no dict, a list, nothing: the same message, or the same error. No fault of ours."""
+        expected = _outcome(make_broker(), options)
+        broker = make_broker()
+        with traced(broker, api):
+            assert _outcome(broker, options) == expected
+        assert len(captured_spans) == isinstance(options, dict)
+
+    def test_options_of_a_class_of_their_own_stay_so(self, broker: StubBroker) -> None:
+        """On the wire of pickle, too."""
+        actor(broker)
+        options = OrderedDict(tenant="a")
+        with encoded_by(dramatiq.PickleEncoder()):
+            returned = broker.enqueue(dramatiq.Message("orders", "work", (), {}, options))
+            [arrived] = waiting(broker)
+        assert type(arrived) is type(returned.options) is OrderedDict
+        assert arrived == returned.options
+        assert options == {"tenant": "a"}
+
+    @pytest.mark.parametrize("name", [None, 5, ["orders"], b"orders"], ids=repr)
+    def test_a_name_that_is_none_is_dramatiq_s_to_refuse(
+        self, broker: StubBroker, name: Any, captured_spans: CapturedSpans
+    ) -> None:
+        """Without a span and without a fault."""
+        actor(broker)
+        with pytest.raises((QueueNotFound, TypeError)):
+            broker.enqueue(dramatiq.Message(name, "work", (), {}, {}))
+        assert list(captured_spans) == []
+
+    def test_a_delay_that_is_no_float_is_none_to_us(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Python's integers have no end, and Dramatiq takes them."""
+        actor(broker).send_with_options(delay=10**400)
+        assert len(waiting(broker, "orders.DQ")) == 1
+        assert "queueprop.message.delay" not in only(captured_spans).attributes
 
     def test_every_option_of_send_with_options_still_works(
         self, captured_spans: CapturedSpans, broker: StubBroker
@@ -220,7 +351,6 @@ class TestPublish:
             args=(1,), kwargs={}, max_retries=0, on_success=told, on_failure="told", tenant="a", delay=20
         )
         [options] = waiting(broker, "orders.DQ")
-        del options["queueprop"]
         assert options == sent.options
         assert (options["max_retries"], options["on_success"], options["on_failure"]) == (0, "told", "told")
         span = only(captured_spans)
@@ -299,27 +429,14 @@ class TestPublish:
             consume(broker)
         assert [it.message_id for it in given] == [message.message_id] * 2
 
-    def test_a_message_without_options_is_sent_as_it_is(
-        self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Dramatiq lets it out, so we do."""
-        monkeypatch.setattr(guard, "raise_faults", False)
-        actor(broker)
-        options: Any = None
-        broker.enqueue(dramatiq.Message("orders", "work", (), {}, options))
-        assert waiting(broker) == [None]
-
-    @pytest.mark.parametrize("name", ["_destination", "_with_carrier", "_given_back_fault"])
+    @pytest.mark.parametrize("name", ["_destination", "_with_carrier", "is_altered"])
     def test_a_fault_of_ours_lets_the_message_go(
         self, broker: StubBroker, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It is sent, returned and handled, untraced where it must be; the log says so."""
         monkeypatch.setattr(guard, "raise_faults", False)
         monkeypatch.setattr(guard, "_logged", {})
-        if name == "_given_back_fault":
-            monkeypatch.setattr(dramatiq.Message, "copy", _copy_that_fails_on_ours())
-        else:
-            monkeypatch.setattr(adapter, name, _broken)
+        monkeypatch.setattr(adapter, name, _broken)
         done: list[str] = []
         message = actor(broker, lambda it: done.append(it)).send("hello")
         consume(broker)
@@ -331,15 +448,33 @@ def _broken(*args: Any) -> Any:
     raise RuntimeError("a bug of ours")
 
 
-def _copy_that_fails_on_ours() -> Any:
-    copy = dramatiq.Message.copy
+class Adding(Middleware):
+    """One that writes into the options of what is enqueued."""
 
-    def failing(message: Any, **attributes: Any) -> Any:
-        if "queueprop" in message.options:
-            raise RuntimeError("a bug of ours")
-        return copy(message, **attributes)
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        message.options["request"] = 7
+        message.options.pop("secret", None)
 
-    return failing
+
+@contextmanager
+def encoded_by(encoder: Any) -> Iterator[None]:
+    before = dramatiq.get_encoder()
+    dramatiq.set_encoder(encoder)
+    try:
+        yield
+    finally:
+        dramatiq.set_encoder(before)
+
+
+def _outcome(broker: Any, options: Any) -> Any:
+    """What becomes of a message with such options: the error, or what lies in the queue, without our part."""
+    actor(broker)
+    try:
+        broker.enqueue(dramatiq.Message("orders", "work", (), {}, options))
+    except Exception as error:
+        return type(error), str(error)
+    [found] = waiting(broker)
+    return {k: v for k, v in found.items() if k != "queueprop"} if isinstance(found, dict) else found
 
 
 class TestBrokers:
@@ -460,7 +595,7 @@ class TestBrokers:
         broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
         message: Any = dramatiq.Message("orders", "work", (), {}, {"tenant": "a"})
         for _ in range(2):
-            assert broker.enqueue(message) is message
+            broker.enqueue(message)
             assert message.options == {"tenant": "a"}
         assert [options["queueprop"]["traceparent"].split("-")[2] for options in broker.sent] == [
             f"{ids(span)[1]:016x}" for span in producers(captured_spans)
@@ -525,6 +660,160 @@ class Mailbox(dramatiq.Broker):
         self.sent.append(dict(message.options))
         self.emit_after("enqueue", message, delay)
         return message
+
+
+class BrokenSpan(trace.NonRecordingSpan):
+    """A span of somebody's SDK one of whose methods raises."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(trace.SpanContext(TRACE_ID, 1, False, trace.TraceFlags(1)))
+        setattr(self, method, _broken_sdk)
+
+    def is_recording(self) -> bool:
+        return True
+
+
+def _broken_sdk(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("a broken SDK")
+
+
+class BrokenProvider(trace.TracerProvider):
+    def __init__(self, kind: str) -> None:
+        made: dict[str, Callable[..., Any]] = {
+            "no span": lambda *args, **kwargs: None,
+            "start_span raises": _broken_sdk,
+        }
+        self.start_span = made.get(kind, lambda *args, **kwargs: BrokenSpan(kind))
+
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(start_span=self.start_span)
+
+
+def _broken_logging(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged by queueprop raises, for as long as the test runs."""
+    logger = logging.getLogger("queueprop")
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    closed = io.StringIO()
+    closed.close()
+    if how == "filter":
+        monkeypatch.setattr(logger, "filters", [_broken])
+    elif how == "handler":
+        handler = logging.NullHandler(logging.DEBUG)
+        monkeypatch.setattr(handler, "handle", _broken)
+        monkeypatch.setattr(logger, "handlers", [handler])
+    else:
+        monkeypatch.setattr(sys, "stderr", closed)
+        monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(closed)])
+
+
+def _all_ways(broker: Any) -> tuple[list[str], list[str]]:
+    """What actors do, and which end as dead letters: one that works, fails, exits, is rejected, is not known, waits."""
+    done: list[str] = []
+
+    def do(note: str) -> None:
+        done.append(note)
+        if note == "fails":
+            raise ValueError("gave up")
+        if note == "exits":
+            sys.exit(1)
+
+    def reject(message: Any) -> None:
+        if message.args == ("rejected",):
+            message.fail()
+
+    broker.add_middleware(Deciding(reject))
+    doing = actor(broker, do)
+    with working(broker) as join:
+        for note in ("works", "fails", "exits", "rejected", "works again"):
+            doing.send(note)
+        broker.enqueue(dramatiq.Message("orders", "unknown", ("unknown",), {}, {}))
+        doing.send_with_options(args=("waits",), delay=10)
+        join()
+    return sorted(done), sorted(message.args[0] for message in broker.dead_letters)
+
+
+class TestFaults:
+    """What is not ours, and what is: nothing of it ends a worker's thread, for which a join would wait in vain."""
+
+    @pytest.mark.parametrize("how", ["handler", "filter", "closed stderr"])
+    @pytest.mark.parametrize(
+        ("owner", "name"),
+        [
+            (adapter, "_destination"),
+            (adapter, "_with_carrier"),
+            (adapter, "_Performance"),
+            (adapter._Performance, "_note_failure"),
+            (Engine, "settle"),
+            (Engine, "start_span"),
+            (Engine, "write"),
+            (MessageOperation, "_end"),
+        ],
+        ids=lambda it: getattr(it, "__name__", it),
+    )
+    def test_a_fault_of_ours_while_logging_is_broken_ends_no_thread(
+        self, api: Api, how: str, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handler or a filter that raises, a closed stderr: each message is processed once, and a join returns."""
+        expected = _all_ways(make_broker())
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", {})
+        monkeypatch.setattr(owner, name, _broken)
+        _broken_logging(how, monkeypatch)
+        broker = make_broker()
+        with traced(broker, api, Settings(settle_spans=True)):
+            assert _all_ways(broker) == expected
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *(
+                "no span",
+                "start_span raises",
+                "is_recording",
+                "set_attribute",
+                "set_attributes",
+                "set_status",
+            ),
+            *("record_exception", "end", "get_span_context"),
+        ],
+    )
+    def test_a_broken_sdk_ends_no_thread(self, api: Api, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A tracer that returns None, a span whose methods raise: as without us, and nothing stays current."""
+        expected = _all_ways(make_broker())
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", {})
+        settings = Settings(settle_spans=True, tracer_provider=BrokenProvider(kind))
+        broker = make_broker()
+        with traced(broker, api, settings):
+            assert _all_ways(broker) == expected
+        assert context.get_current() == {}
+
+    def test_a_broker_that_cannot_be_asked_is_used(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One with a property of pika's name that raises, one whose methods cannot be set: told, and not hindered."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(guard, "_logged", {})
+
+        class Rude(StubBroker):
+            @property
+            def channels(self) -> Any:
+                raise RuntimeError("no channels here")
+
+        class Closed(StubBroker):
+            def __setattr__(self, name: str, value: Any) -> None:
+                if name in ("enqueue", "consume"):
+                    raise AttributeError(name)
+                super().__setattr__(name, value)
+
+        for kind in (Rude, Closed):
+            broker = kind()
+            broker.add_middleware(adapter.QueuepropMiddleware())
+            actor(broker).send()
+            consume(broker)
+        assert len(consumers(captured_spans)) == 2
+        assert_no_orphans(captured_spans)
+        assert len(guard._logged) == 2
 
 
 class TestProcess:
@@ -705,6 +994,43 @@ class TestProcess:
             assert "queueprop.message.queue_time" not in span.attributes
         assert len(consumers(captured_spans)) == 6
 
+    @pytest.mark.parametrize(
+        "retries", [True, -1, 2**31, 10**400, "1", 1.0, None], ids=lambda it: repr(it)[:12]
+    )
+    def test_a_number_of_retries_that_can_be_none_is_the_first_attempt(
+        self, captured_spans: CapturedSpans, broker: StubBroker, retries: Any
+    ) -> None:
+        """A message may say anything, and for a number that it cannot send an exporter logs a traceback."""
+        work = actor(broker)
+        message: Any = dramatiq.Message("orders", work.actor_name, (), {}, {"retries": retries})
+        broker.queues["orders"].put(message.encode())
+        consume(broker)
+        assert only(captured_spans).attributes["queueprop.message.delivery_attempt"] == 1
+
+    @pytest.mark.parametrize("junk", [None, 5, ["a"], {"a": 1}], ids=repr)
+    def test_an_id_or_an_actor_that_is_no_text_is_not_told(
+        self, captured_spans: CapturedSpans, broker: StubBroker, junk: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nothing that an SDK complains of for each such message."""
+        message = dramatiq.MessageProxy(dramatiq.Message("orders", junk, (), {}, {}, message_id=junk))
+        thread: Any = SimpleNamespace(broker=broker)
+        adapter._Hooks(engine_for()).process_message(lambda message: None, thread, (message,), {})
+        assert not {"messaging.message.id", "code.function.name"} & only(captured_spans).attributes.keys()
+        assert caplog.text == ""
+
+    def test_options_that_are_none_are_no_context(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """A delivery with a list in their place, which a worker is given all the same: a root, no fault of ours."""
+        options: Any = []
+        message = dramatiq.MessageProxy(dramatiq.Message("orders", "work", (), {}, options))
+        thread: Any = SimpleNamespace(broker=broker)
+        done: list[Any] = []
+        adapter._Hooks(engine_for()).process_message(done.append, thread, (message,), {})
+        assert len(done) == 1
+        span = only(captured_spans)
+        assert (span.parent, span.attributes["queueprop.message.delivery_attempt"]) == (None, 1)
+
     def test_a_skipped_message_is_no_failure(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """Its span ends without an error, and the next message is not inside."""
         broker.add_middleware(Deciding(lambda message: _skip()))
@@ -752,10 +1078,13 @@ class TestProcess:
     def test_a_broker_that_cannot_say_its_actors(
         self, broker: StubBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What its get_actor raises is Dramatiq's to see; ours asks and keeps still."""
+        """What its get_actor raises is Dramatiq's to see; ours asks and keeps still, save for a time limit."""
         monkeypatch.setattr(broker, "get_actor", _broken)
         message: Any = SimpleNamespace(options={}, actor_name="work")
         assert adapter._actor_not_found(broker, message) is None
+        monkeypatch.setattr(guard, "_not_ours", (RuntimeError,))
+        with pytest.raises(RuntimeError):
+            adapter._actor_not_found(broker, message)
         message.options["eta"] = 1
         assert adapter._actor_not_found(StubBroker(), message) is None
         message.options["eta"] = None
@@ -1309,9 +1638,31 @@ class TestProcesses:
         cli: Any = importlib.import_module("dramatiq.cli")
         monkeypatch.setattr(cli, "main", lambda: os.environ["PYTHONPATH"])
         monkeypatch.setenv("PYTHONPATH", "/mine")
+        monkeypatch.setenv("_QUEUEPROP_SAID", "")
         with traced(None, "instrumentor"):
             assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
             assert cli.main() == os.pathsep.join(["/launcher", "/mine"])
+
+    def test_spawned_workers_do_not_say_again_what_was_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Under opentelemetry-instrument they find out the same at their start as the command line has."""
+        launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
+        monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
+        monkeypatch.setattr(guard, "_logged", {})
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        monkeypatch.setenv("_QUEUEPROP_SAID", "")
+        program = (
+            "from queueprop import guard; guard.mistake('starting', 'no'); guard.mistake('working', 'no')"
+        )
+
+        def main() -> str:
+            worker = [sys.executable, "-c", program]
+            return subprocess.run(worker, capture_output=True, text=True, check=True, timeout=60).stderr
+
+        cli: Any = importlib.import_module("dramatiq.cli")
+        monkeypatch.setattr(cli, "main", main)
+        guard.mistake("starting", "no")
+        with traced(None, "instrumentor"):
+            assert cli.main() == "queueprop, working: no\n"
 
 
 def test_the_extra_is_named_when_dramatiq_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

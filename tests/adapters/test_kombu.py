@@ -1271,6 +1271,167 @@ class TestBatches:
             assert len(captured_spans) == 1
 
 
+MANY = [f"message {number}" for number in range(46)]
+
+
+class TestBroken:
+    """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
+
+    def _everything(self, connection: Any, queue: Any, settings: Settings) -> None:
+        """Callbacks, handlers, loops and pulls of 46 messages each, all published and acked, some in batches."""
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument(settings=settings)
+        try:
+            for way in (
+                self._callbacks,
+                self._on_message,
+                self._explicit,
+                self._loop,
+                self._pulls,
+                self._batch,
+            ):
+                for body in MANY:
+                    publish(queue, body, headers={"tenant": "a"})
+                handled: list[Any] = []
+                way(connection, queue, settings, handled)
+                assert [message.payload for message in handled] == MANY, way
+                assert {message.headers["tenant"] for message in handled} == {"a"}
+                assert all(message.acknowledged for message in handled), way
+                assert get_current_span() is trace.INVALID_SPAN
+        finally:
+            instrumentor.uninstrument()
+        assert queue.get() is None
+
+    def _callbacks(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        def on_order(body: Any, message: Any) -> None:
+            message.ack()
+            handled.append(message)
+
+        consume(queue, connection.Consumer([queue], callbacks=[on_order]), len(MANY))
+
+    def _on_message(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        consume(queue, connection.Consumer([queue], on_message=handled.append), len(MANY))
+        for message in handled:
+            message.ack()
+
+    def _explicit(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        @adapter.traced_consumer(queue="orders", settings=settings)
+        def on_order(body: Any, message: Any) -> None:
+            adapter.traced_settle(message.ack, settings=settings)()
+            handled.append(message)
+
+        consume(queue, connection.Consumer([queue], callbacks=[on_order]), len(MANY))
+
+    def _loop(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        for _, message in itermessages(connection, queue.channel, queue, limit=len(MANY), timeout=1):
+            message.ack()
+            handled.append(message)
+
+    def _pulls(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        for _ in MANY:
+            message = queue.get()
+            with adapter.traced_message(message, settings=settings):
+                message.ack()
+            handled.append(message)
+
+    def _batch(self, connection: Any, queue: Any, settings: Settings, handled: list[Any]) -> None:
+        handled.extend(queue.get() for _ in MANY)
+        with adapter.traced_batch(handled, settings=settings):
+            for message in handled:
+                message.ack()
+
+    @pytest.mark.usefixtures("broken_logging")
+    @pytest.mark.parametrize(
+        "ours",
+        [
+            *("_CoreMessage", "_delivery", "_delivered_from", "_destination_of", "_client_of", "_describe"),
+            *(
+                "_message_of",
+                "_has_handler_of_the_user",
+                "_is_settled_by_the_broker",
+                "is_altered",
+                "_broker",
+            ),
+        ],
+    )
+    def test_a_fault_of_ours_and_no_logging(
+        self, connection: Any, queue: Any, monkeypatch: pytest.MonkeyPatch, ours: str
+    ) -> None:
+        """Whatever of the adapter raises at each message, and though it cannot be told."""
+        monkeypatch.setattr(adapter, ours, _raise)
+        self._everything(connection, queue, Settings(settle_spans=True))
+
+    @pytest.mark.usefixtures("broken_logging")
+    def test_an_odd_sdk(self, connection: Any, queue: Any, odd_sdk: Any) -> None:
+        """A tracer that gives no span, and spans whose methods raise."""
+        settings = Settings(tracer_provider=odd_sdk, settle_spans=True, capture_headers=("tenant",))
+        self._everything(connection, queue, settings)
+
+    def test_a_hook_that_raises(
+        self, captured_spans: CapturedSpans, connection: Any, queue: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Of a user's function one line is said; every message goes on, traced."""
+        settings = Settings(publish_hook=_raise, consume_hook=_raise, trust=_raise, settle_spans=True)
+        self._everything(connection, queue, settings)
+        lines = {
+            record.getMessage().partition(":")[0] for record in caplog.records if record.name == "queueprop"
+        }
+        assert lines == {
+            "queueprop, asking Settings(trust=...) about a message, which counts as untrusted then",
+            "queueprop, calling Settings(consume_hook=...)",
+            "queueprop, calling Settings(publish_hook=...)",
+        }
+        assert len(consumers(captured_spans)) == 5 * len(MANY) + 1
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_batch_that_cannot_be_looked_at(self, captured_spans: CapturedSpans, queue: Any) -> None:
+        """A producer that does not tell of its batch: the message is sent, and its span ends."""
+
+        class Odd(kombu.Producer):  # type: ignore[misc]
+            def __getattribute__(self, name: str) -> Any:
+                if name == "_batch_local" and sys._getframe(1).f_globals["__name__"] == adapter.__name__:
+                    raise LookupError(name)
+                return super().__getattribute__(name)
+
+        producer = Odd(queue.channel, queue.exchange, "new")
+        adapter.traced_publish(producer.publish)("hello")
+        assert pull(queue).payload == "hello"
+        assert len(captured_spans) == 1
+
+    def test_a_module_without_a_name(
+        self, captured_spans: CapturedSpans, queue: Any, instrumented: Any
+    ) -> None:
+        """Code that was made from text publishes as any other."""
+        code = "publish('hello')"
+        for name in (None, 7):
+            exec(
+                code,
+                {"__name__": name, "publish": kombu.Producer(queue.channel, queue.exchange, "new").publish},
+            )
+            assert pull(queue).payload == "hello"
+        assert [span.kind for span in captured_spans].count(SpanKind.PRODUCER) == 2
+
+    @pytest.mark.usefixtures("guarded")
+    @pytest.mark.parametrize("headers", [{}, {"id": "1"}, {"traceparent": TRACEPARENT}])
+    @pytest.mark.parametrize("context", [lambda self: None, lambda self: _raise()])
+    def test_a_task_under_an_odd_span(
+        self, queue: Any, headers: dict[str, str], context: Callable[[Any], Any]
+    ) -> None:
+        """What is current when Celery publishes may be a span of anybody's: the message goes out."""
+        span = type("OddSpan", (trace.NonRecordingSpan,), {"get_span_context": context})(
+            trace.INVALID_SPAN_CONTEXT
+        )
+        producer = kombu.Producer(queue.channel, queue.exchange, "new")
+        hooks = adapter._Hooks(engine_for())
+        with trace.use_span(span):
+            hooks._publish_task(producer.publish, producer, ("hello",), {"headers": headers})
+        assert pull(queue).payload == "hello"
+
+
+def _raise(*args: Any, **kwargs: Any) -> Any:
+    raise LookupError("no")
+
+
 class TestDestinations:
     @pytest.mark.parametrize(
         ("url", "expected"),

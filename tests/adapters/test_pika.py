@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("pika")
 
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span, get_tracer
+from opentelemetry.trace import INVALID_SPAN, SpanContext, SpanKind, StatusCode, get_current_span, get_tracer
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
@@ -202,8 +202,12 @@ class TestPublish:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Also when it comes up after the context was written."""
+
+        def fail(*_: Any) -> bool:
+            raise LookupError("ours")
+
         monkeypatch.setattr(guard, "raise_faults", False)
-        connection.params.frame_max = "unknown"
+        monkeypatch.setattr(adapter, "_has_room", fail)
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
@@ -535,10 +539,16 @@ class TestPull:
     def test_a_fault_of_ours_does_not_lose_the_message(
         self, channel: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was pulled is returned, whatever it is."""
+        """What was pulled is returned, whatever it is and whatever fails."""
+
+        def fail(*_: Any) -> Any:
+            raise LookupError("ours")
+
         monkeypatch.setattr(guard, "raise_faults", False)
-        odd = ("an", "odd", "message")
-        assert adapter.traced_get(_method_of(channel, "basic_get", lambda queue: odd))("orders") is odd
+        monkeypatch.setattr(adapter, "_consumed_from", fail)
+        for message in (delivery(), ("an", "odd", "message")):
+            get = _method_of(channel, "basic_get", lambda queue, message=message: message)
+            assert adapter.traced_get(get)("orders") is message
 
 
 def kept() -> int:
@@ -976,6 +986,153 @@ class TestInstrumentor:
             yield delivery(tag=2)
 
         return lambda: hooks.iterate(consume, owner, ("orders",), {})
+
+
+MANY = range(1, 47)
+
+
+class TestBroken:
+    """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
+
+    def _everything(self, channel: Any, connection: Connection, settings: Settings) -> None:
+        """A callback that acks, a loop that acks, pulls, batches and publishes, of 46 messages each."""
+        handled: list[int] = []
+        publish = adapter.traced_publish(channel.basic_publish, settings=settings)
+        ack = adapter.traced_settle(channel.basic_ack, settings=settings)
+        get = adapter.traced_get(
+            _method_of(channel, "basic_get", lambda queue, tag: delivery(tag=tag)), settings=settings
+        )
+
+        @adapter.traced_consumer(queue="orders", settings=settings)
+        def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            publish("", "answers", body, BasicProperties(headers={"tenant": "a"}))
+            ack(method.delivery_tag)
+            handled.append(method.delivery_tag)
+
+        for tag in MANY:
+            on_message(channel, *delivery({"traceparent": TRACEPARENT}, tag=tag))
+        for method, _, _ in adapter.traced_messages([delivery(tag=tag) for tag in MANY], settings=settings):
+            ack(method.delivery_tag)
+            handled.append(method.delivery_tag)
+        for tag in MANY:
+            message = get("orders", tag)
+            with adapter.traced_message(message, settings=settings):
+                ack(message[0].delivery_tag)
+                handled.append(message[0].delivery_tag)
+        pulled = [get("orders", tag) for tag in MANY]
+        with adapter.traced_batch(pulled, settings=settings):
+            handled.extend(method.delivery_tag for method, _, _ in pulled)
+        ack(0, multiple=True)
+        assert handled == [*MANY] * 4
+        sent = [content for _, content in connection.sent if content is not None]
+        assert [body for _, body in sent] == [b"hello"] * len(MANY)
+        assert all(properties.headers["tenant"] == "a" for properties, _ in sent)
+        assert len(connection.sent) == 4 * len(MANY) + 1
+        assert get_current_span() is INVALID_SPAN
+
+    @pytest.mark.usefixtures("broken_logging")
+    @pytest.mark.parametrize(
+        "ours",
+        [
+            *("_published_to", "_consumed_from", "_message_for", "_message_of", "_is_written", "_describe"),
+            *("_Unsettled", "_delivery_of", "_in_hand", "_is_channel"),
+        ],
+    )
+    def test_a_fault_of_ours_and_no_logging(
+        self, channel: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch, ours: str
+    ) -> None:
+        """Whatever of the adapter raises at each message, and though it cannot be told."""
+        monkeypatch.setattr(adapter, ours, _raise)
+        self._everything(channel, connection, SETTLED)
+
+    @pytest.mark.usefixtures("broken_logging")
+    def test_an_odd_sdk(self, channel: Any, connection: Connection, odd_sdk: Any) -> None:
+        """A tracer that gives no span, and spans whose methods raise."""
+        settings = Settings(tracer_provider=odd_sdk, settle_spans=True, capture_headers=("tenant",))
+        self._everything(channel, connection, settings)
+        assert kept() == 0
+
+    @pytest.mark.parametrize("name", ["basic_ack", "basic_nack", "basic_reject"])
+    def test_a_settlement_under_an_odd_sdk(
+        self, channel: Any, connection: Connection, odd_sdk: Any, name: str
+    ) -> None:
+        """With the instrumentor and settle spans, basic_ack, nack and reject settle in a callback and behind it."""
+        instrumentor = adapter.PikaInstrumentor()
+        instrumentor.instrument(settings=Settings(tracer_provider=odd_sdk, settle_spans=True))
+        try:
+            on_message: Any = adapter.traced_consumer(
+                lambda channel, method, *_: (
+                    method.delivery_tag % 2 and getattr(channel, name)(method.delivery_tag)
+                )
+            )
+            for tag in MANY:
+                on_message(channel, *delivery(tag=tag))
+                if tag % 2 == 0:
+                    getattr(channel, name)(tag)
+        finally:
+            instrumentor.uninstrument()
+        assert [method.delivery_tag for method, _ in connection.sent] == [*MANY]
+
+    def test_a_hook_that_raises(
+        self,
+        captured_spans: CapturedSpans,
+        channel: Any,
+        connection: Connection,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Of a user's function one line is said; every message goes on, traced."""
+        settings = Settings(publish_hook=_raise, consume_hook=_raise, trust=_raise, settle_spans=True)
+        self._everything(channel, connection, settings)
+        lines = [record.getMessage() for record in caplog.records]
+        assert [line.partition(":")[0] for line in lines] == [
+            "queueprop, asking Settings(trust=...) about a message, which counts as untrusted then",
+            "queueprop, calling Settings(consume_hook=...)",
+            "queueprop, calling Settings(publish_hook=...)",
+        ]
+        assert len([span for span in captured_spans if span.kind is SpanKind.CONSUMER]) == 3 * len(MANY) + 1
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_callback_that_cannot_be_looked_at(self, instrumentor: Any, channel: Any) -> None:
+        """It is registered as it is."""
+
+        class Odd:
+            def __call__(self, *args: Any) -> None: ...
+
+            def __getattribute__(self, name: str) -> Any:
+                raise LookupError(name)
+
+        odd = Odd()
+        channel.basic_get("orders", odd)
+        assert channel._on_getok_callback is odd
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_recover_that_cannot_be_followed(self, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is asked for all the same."""
+        monkeypatch.setattr(adapter, "_is_channel", _raise)
+        assert adapter._Hooks(engine_for(SETTLED)).recover(lambda: 7, channel, (), {}) == 7
+
+    def test_names_in_the_log_are_in_one_line(
+        self,
+        captured_spans: CapturedSpans,
+        channel: Any,
+        connection: Connection,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Exchange and routing key come from outside: escaped, cut, and said once."""
+        connection.params.frame_max = 4096
+        publish = adapter.traced_publish(channel.basic_publish)
+        large = BasicProperties(headers={"a": "x" * 4000})
+        for number in range(100):
+            publish(f"orders-{number}\nERROR: forged \x1b[31m", "k" * 255, b"hello", large)
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            r"queueprop, publishing with pika (to orders-0\nERROR: forged \x1b[31m:kkk"
+        )
+        assert record.getMessage().count("k") < 255
+
+
+def _raise(*args: Any, **kwargs: Any) -> Any:
+    raise LookupError("no")
 
 
 def test_the_extra_is_named_when_pika_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
-import json
+import itertools
+import math
 import os
 import pickle
+import random
 import signal
+import struct
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import MagicMock
@@ -23,7 +29,17 @@ import pytest
 pytest.importorskip("rq")
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span, get_tracer
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    NoOpTracer,
+    NoOpTracerProvider,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    get_current_span,
+    get_tracer,
+)
 from rq import Queue, Retry, SimpleWorker, Worker
 from rq.decorators import job as rq_job
 from rq.job import Job
@@ -78,6 +94,16 @@ def instrumented() -> Iterator[adapter.RQInstrumentor]:
 @pytest.fixture
 def hooks() -> adapter._Hooks:
     return adapter._Hooks(engine_for(), spawned="all")
+
+
+@pytest.fixture(autouse=True)
+def circuit(monkeypatch: pytest.MonkeyPatch) -> adapter._Circuit:
+    """One that has seen nothing yet."""
+    made = adapter._Circuit()
+    monkeypatch.setattr(adapter, "_circuit", made)
+    monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+    monkeypatch.setattr(guard, "_logged", {})
+    return made
 
 
 def make_job(meta: Any = None, function: Any = work, **options: Any) -> Job:
@@ -550,6 +576,13 @@ class TestPerforming:
         assert len(captured_spans) == 0
 
 
+class _Incomparable:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("neither equal nor unequal")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class TestMeta:
     @pytest.mark.parametrize(
         ("replaced", "stored"),
@@ -594,6 +627,22 @@ class TestMeta:
         stored = pickle.loads(connection.hset.call_args.args[2])
         assert stored == {"queueprop": {"traceparent": TRACEPARENT}}
         assert job.meta == {}
+
+    def test_a_meta_that_cannot_be_compared_is_stored_as_it_is(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handler may put anything into it, also under our name."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        job = delivered()
+        replaced = {"queueprop": _Incomparable()}
+        seen = []
+
+        def performed(*args: Any) -> None:
+            job.meta = replaced
+            hooks.store_job(lambda **kwargs: seen.append(job.meta), None, (), {"job": job})
+
+        hooks.perform_job(performed, SimpleNamespace(is_horse=False), (job, make_queue()), {})
+        assert seen[0] is job.meta is replaced
 
     def test_outside_of_a_job_meta_is_the_user_s(self, hooks: adapter._Hooks) -> None:
         """Nothing is added to a stored job that is not being performed, nor to one that came without a context."""
@@ -893,20 +942,128 @@ class TestWorkHorses:
         hooks.execute_job(outer, worker, (delivered(), make_queue()), {})
         assert horses[0] is horses[1] is not None
 
-    def test_a_parent_that_is_gone_is_no_matter(
+    def test_a_horse_that_nobody_watches_has_its_span(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """A worker's class of somebody's that forks in a way of its own: there is no parent to leave the span to."""
+        for _ in range(2):
+            self.perform(hooks, lambda *args: None)(delivered(), make_queue())
+            circuit.note(False, 2.0)
+        assert len(captured_spans) == 2
+
+    @pytest.mark.parametrize("error", [None, ValueError("gave up"), SystemExit(3)])
+    def test_what_would_be_waited_for_in_vain_is_left_to_the_parent(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        circuit: adapter._Circuit,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        error: BaseException | None,
+    ) -> None:
+        """The horse neither flushes nor ends its span; the parent does, with the outcome, and keeps it for a while."""
+        flushed = tmp_path / "flushed"
+        monkeypatch.setattr(adapter, "flush", lambda timeout: flushed.touch())
+        circuit.note(False, 2.0)
+
+        def perform(job: Job, queue: Queue) -> None:
+            if error is not None:
+                hooks.handle_exception(lambda *args: None, None, (job, type(error), error, None), {})
+
+        self.execute(hooks, self.perform(hooks, perform))
+        ended_by = time.time_ns()
+        assert len(captured_spans) == 0
+        hooks.work(lambda: None, None, (), {})
+        [span] = captured_spans
+        assert span.end_time is not None
+        assert span.end_time < ended_by
+        assert attributes(span).get("error.type") == (type(error).__name__ if error else None)
+        assert span.status.description == (str(error) if error else None)
+        assert attributes(span)["code.function.name"] == f"{work.__module__}.work"
+        assert not flushed.exists()
+
+    def test_a_child_that_the_job_forks_tells_nothing(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """It leaves through RQ's code; then the horse dies, and its parent still knows that."""
+
+        def fork(*args: Any) -> None:
+            pid = os.fork()
+            if pid == 0:
+                raise SystemExit
+            os.waitpid(pid, 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(9)
+
+        self.execute(hooks, self.perform(hooks, fork))
+        assert [attributes(span)["error.type"] for span in captured_spans] == ["work_horse_killed"]
+
+    @pytest.mark.parametrize("in_horse", [True, False])
+    def test_in_such_a_child_nothing_is_ended(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        monkeypatch: pytest.MonkeyPatch,
+        in_horse: bool,
+    ) -> None:
+        """What it has made is handed over, for RQ ends it in os._exit as well; a SimpleWorker's child runs on."""
+        flushed: list[float] = []
+        monkeypatch.setattr(adapter, "flush", flushed.append)
+        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        horse.performance.begin()
+        adapter._leave_to_parent(horse.performance, in_horse)
+        assert flushed == ([2.0] if in_horse else [])
+        assert len(captured_spans) == 0
+        assert horse.line.told() is None
+        assert not get_current_span().get_span_context().is_valid
+
+    def test_whatever_stands_in_the_shared_memory_the_parent_goes_on(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks
+    ) -> None:
+        """A job may write anywhere in its process."""
+        dice = random.Random(7)
+        for number in range(300):
+            junk = bytes([number % 3]) + dice.randbytes(adapter._LINE_SIZE - 1)
+
+            def scribble(job: Job, queue: Queue, junk: bytes = junk) -> None:
+                horse = adapter._watched.get()
+                assert horse is not None
+                horse.line._memory[:] = junk
+                hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
+
+            hooks.execute_job(scribble, Worker.__new__(Worker), (delivered(), make_queue()), {})
+            assert not get_current_span().get_span_context().is_valid
+        assert len(captured_spans) >= 100
+
+    @pytest.mark.parametrize("break_", ["_Told", "error_type_of"])
+    def test_what_a_horse_cannot_tell_does_not_reach_its_job(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        monkeypatch: pytest.MonkeyPatch,
+        break_: str,
+    ) -> None:
+        """The guard takes it, in the horse; and the parent takes a horse that told nothing for a dead one."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, break_, MagicMock(side_effect=RuntimeError("ours")))
+        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        adapter._tell(horse.line, horse.performance, ValueError("the job's"), True, None)
+        horse.finish(None)
+        assert attributes(captured_spans[0])["error.type"] == "work_horse_killed"
+
+    def test_what_rq_gives_out_of_the_ordinary_does_not_stop_the_worker(
         self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The horse hands over its spans and exits as it would."""
-        read, write = os.pipe()
-        os.close(read)
-        previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        monkeypatch.setattr(adapter, "_parent_pipe", write)
-        self.perform(hooks, lambda *args: None)(delivered(), make_queue())
-        monkeypatch.setattr(adapter, "_parent_pipe", None)
-        self.perform(hooks, lambda *args: None)(delivered(), make_queue())
-        os.close(write)
-        signal.signal(signal.SIGPIPE, previous)
-        assert len(captured_spans) == 2
+        """A worker's class of somebody's may wait for its horse in a way of its own."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        worker = Worker.__new__(Worker)
+        hooks.execute_job(
+            lambda *args: hooks.wait_for_horse(lambda: None, worker, (), {}),
+            worker,
+            (delivered(), make_queue()),
+            {},
+        )
+        assert attributes(captured_spans[0])["error.type"] == "work_horse_killed"
 
     def test_a_worker_in_a_child_of_multiprocessing_hands_over_at_its_end(
         self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
@@ -931,7 +1088,7 @@ class TestSpawnedHorses:
     """A program of its own, which the parent has told what to do."""
 
     def execute(
-        self, hooks: adapter._Hooks, told: list[Any] | None, status: int = 0, stopped: bool = False
+        self, hooks: adapter._Hooks, told: adapter._Told | None, status: int = 0, stopped: bool = False
     ) -> None:
         job = delivered()
         worker = SpawnWorker.__new__(SpawnWorker)
@@ -940,30 +1097,33 @@ class TestSpawnedHorses:
         def as_rq_does(job: Job, queue: Queue) -> None:
             horse = adapter._watched.get()
             assert horse is not None
-            with horse.inheritable_pipe() as pipe:
-                assert os.get_inheritable(pipe)
-                if told is not None:
-                    os.write(pipe, json.dumps(told).encode())
-            assert not os.get_inheritable(pipe)
+            end = horse.line.lend()
+            line = adapter._Line.of_parent(end._replace(fd=os.dup(end.fd)))
+            horse.line.take_back()
+            if told is not None:
+                line.tell(told)
             hooks.wait_for_horse(lambda: (1, status, None), worker, (), {})
 
         hooks.execute_job(as_rq_does, worker, (job, make_queue()), {})
 
     def test_its_own_span_is_enough(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
         """It has an SDK and said so, even when it died thereafter."""
-        self.execute(hooks, [True, None, None])
-        self.execute(hooks, [True, "ValueError", "gave up"], status=9)
+        self.execute(hooks, adapter._Told(True, None, "", "", ""))
+        self.execute(hooks, adapter._Told(True, None, "tasks.work", "ValueError", "gave up"), status=9)
         assert len(captured_spans) == 0
 
-    @pytest.mark.parametrize("error", [(None, None), ("ValueError", "gave up"), ("ValueError", None)])
+    @pytest.mark.parametrize("error", [("", ""), ("ValueError", "gave up"), ("ValueError", "")])
     def test_without_an_sdk_the_parent_makes_the_span(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, error: tuple[str | None, str | None]
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, error: tuple[str, str]
     ) -> None:
         """With the outcome that the horse told."""
-        self.execute(hooks, [False, *error])
+        self.execute(hooks, adapter._Told(False, None, "tasks.work", *error))
         [span] = captured_spans
-        assert attributes(span).get("error.type") == error[0]
-        assert span.status.description == (error[1] or ("" if error[0] else None))
+        assert (
+            attributes(span)["code.function.name"] == f"{work.__module__}.work"
+        )  # which this parent knows itself
+        assert attributes(span).get("error.type") == (error[0] or None)
+        assert span.status.description == (error[1] if error[0] else None)
 
     def test_a_killed_one_has_its_span_from_the_parent(
         self, captured_spans: CapturedSpans, hooks: adapter._Hooks
@@ -983,25 +1143,104 @@ class TestSpawnedHorses:
         self.execute(hooks, None)
         assert captured_spans[0].status.status_code is StatusCode.UNSET
 
-    def test_what_a_horse_tells_fits_into_one_write(
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (ValueError("ä" * 99_999), "ä" * 1500),
+            (ValueError("x" + "\N{GRINNING FACE}" * 99_999), "x" + "\N{GRINNING FACE}" * 749),
+            (ValueError("half a pair: \ud83d"), "half a pair: ?"),
+            (ValueError("\x00\n\x1b"), "\x00\n\x1b"),
+            (_Unprintable(), "<its __str__ raises>"),
+        ],
+    )
+    def test_of_what_a_horse_tells_a_page_is_taken(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+        text: str,
+    ) -> None:
+        """Errors of any length and any text: cut, at a character's end."""
+        line = adapter._Line(None)
+        monkeypatch.setattr(adapter, "_parent_line", line)
+        monkeypatch.setattr(guard, "raise_faults", False)  # the SDK cannot print the last one either
+        hooks.perform_job(
+            functools.partial(self.fail_with, hooks, error),
+            SimpleNamespace(is_horse=True),
+            (delivered(), make_queue()),
+            {},
+        )
+        told = line.told()
+        assert told is not None
+        assert (told.ended, told.answered, told.error_text) == (True, True, text)
+        assert told.function == f"{work.__module__}.work"
+
+    def test_one_without_an_sdk_leaves_the_span_to_its_parent(
+        self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It says so."""
+        line = adapter._Line(None)
+        monkeypatch.setattr(adapter, "_parent_line", line)
+        hooks.perform_job(lambda *args: None, SimpleNamespace(is_horse=True), (delivered(), make_queue()), {})
+        told = line.told()
+        assert told is not None
+        assert not told.ended
+
+    def test_what_it_has_waited_for_in_vain_its_parent_remembers(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """And tells the next one, whose memory it does not share."""
+        self.execute(hooks, adapter._Told(True, False, "", "", ""))
+        assert circuit.patience(2.0) == 0
+        assert repr(circuit.state) in adapter._prologue(adapter._End(1, 2, 3), "all", Settings())
+        self.execute(hooks, adapter._Told(False, None, "", "", ""))
+        assert circuit.patience(2.0) == 0
+        self.execute(hooks, adapter._Told(True, True, "", "", ""))
+        assert circuit.patience(2.0) == 2.0
+
+    def test_another_file_under_the_line_s_number_is_left_alone(self, tmp_path: Path) -> None:
+        """A program may close what it inherits before any of ours runs, and open files of its own."""
+        line = adapter._Line(adapter._unnamed_file())
+        end = line.lend()
+        with (tmp_path / "mine").open("w+b") as file:
+            with pytest.raises(OSError, match="another file's"):
+                adapter._Line.of_parent(end._replace(fd=file.fileno()))
+            file.write(b"mine")
+        line.close()
+        assert (tmp_path / "mine").read_bytes() == b"mine"
+
+    def test_where_there_are_no_files_in_memory_it_is_an_unnamed_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """macOS has no memfd_create, and a sandbox may forbid it."""
+        monkeypatch.setattr(os, "memfd_create", MagicMock(side_effect=OSError), raising=False)
+        line = adapter._Line(adapter._unnamed_file())
+        end = line.lend()
+        of_parent = adapter._Line.of_parent(end._replace(fd=os.dup(end.fd)))
+        of_parent.tell(adapter._Told(True, None, "tasks.work", "", ""))
+        assert line.told() == adapter._Told(True, None, "tasks.work", "", "")
+        line.close()
+
+    def test_one_that_cannot_be_told_how_to_join_is_spawned_all_the_same(
         self, captured_spans: CapturedSpans, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Long and unprintable errors are cut."""
-        read, write = os.pipe()
-        monkeypatch.setattr(adapter, "_parent_pipe", write)
-        monkeypatch.setattr(guard, "raise_faults", False)  # the SDK cannot print the second one either
-        worker = SimpleNamespace(is_horse=True)
-        for error in (ValueError("ä" * 9999), _Unprintable()):
-            job = delivered()
-            hooks.perform_job(
-                functools.partial(self.fail_with, hooks, error), worker, (job, make_queue()), {}
+        """A fault of ours is no reason not to perform a job."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        monkeypatch.setattr(adapter, "_prologue", MagicMock(side_effect=RuntimeError("ours")))
+        worker = SpawnWorker.__new__(SpawnWorker)
+        spawned: list[Any] = []
+
+        def as_rq_does(job: Job, queue: Queue) -> None:
+            hooks.fork_work_horse(
+                types.MethodType(lambda *args: spawned.append(args), worker), worker, (job,), {}
             )
-            sent = os.read(read, 9999)
-            assert len(sent) < adapter._PIPE_BUF
-            assert json.loads(sent)[0] is True
-        assert json.loads(sent)[2] == ""
-        os.close(read)
-        os.close(write)
+            hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
+
+        job = delivered()
+        hooks.execute_job(as_rq_does, worker, (job, make_queue()), {})
+        assert spawned == [(worker, job)]
+        assert len(captured_spans) == 1
 
     @staticmethod
     def fail_with(hooks: adapter._Hooks, error: Exception, job: Job, queue: Queue) -> None:
@@ -1021,18 +1260,39 @@ class TestSpawnedHorses:
         """Any other call runs as it is."""
         assert hooks.fork_work_horse(lambda job: job, None, ("job",), {}) == "job"
 
-    def test_the_prologue_joins_what_the_parent_does(self, tmp_path: Any) -> None:
+    def test_the_prologue_joins_what_the_parent_does(self, circuit: adapter._Circuit) -> None:
         """In a new program: instrumented, with the parent's settings as far as they can be told."""
         settings = Settings(flush_timeout=7, consume_hook=lambda span, job: None, publish_hook=print)
-        program = adapter._prologue(1, "all", settings) + (
-            "import os, sys\n"
+        line = adapter._Line(adapter._unnamed_file())
+        end = line.lend()
+        circuit.note(False, 7.0)
+        program = adapter._prologue(end, "all", settings) + (
+            "import sys\n"
             "instrumentor = _queueprop.RQInstrumentor()\n"
             "found = instrumentor.engine.settings\n"
+            "_queueprop._parent_line.tell(_queueprop._Told(True, None, '', '', ''))\n"
             "sys.exit(not (instrumentor.is_instrumented_by_opentelemetry and found.flush_timeout == 7\n"
             "    and found.publish_hook is print and found.consume_hook is None\n"
-            "    and _queueprop._parent_pipe == 1 and not os.get_inheritable(1)))\n"
+            "    and _queueprop._circuit.patience(7.0) == 0))\n"
         )
-        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+        found = subprocess.run([sys.executable, "-c", program], check=False, pass_fds=[end.fd])
+        assert found.returncode == 0
+        assert line.told() == adapter._Told(True, None, "", "", "")
+        line.close()
+
+    def test_the_descriptor_that_it_inherits_is_closed(self) -> None:
+        """Once it is mapped, it has done its work."""
+        line = adapter._Line(adapter._unnamed_file())
+        end = line.lend()
+        lent = end._replace(fd=os.dup(end.fd))
+        adapter._Line.of_parent(lent)
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(lent.fd)
+        assert os.get_inheritable(end.fd)
+        line.take_back()
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(end.fd)
+        line.close()
 
     def test_a_hook_of_the_parent_s_main_module_is_left_out(self) -> None:
         """It cannot be found from another program; the other settings come through."""
@@ -1042,8 +1302,329 @@ class TestSpawnedHorses:
     def test_joining_fails_quietly(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The job runs on, untraced."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_parent_pipe", None)
-        adapter._join_parent(10**6, "all", False, {})
+        monkeypatch.setattr(adapter, "_parent_line", None)
+        adapter._join_parent(10**6, 0, 0, bytes(16), "all", False, {})
+
+
+class TestKeptSpans:
+    """What a worker keeps while nobody takes it."""
+
+    def leave(self, hooks: adapter._Hooks, *, answered: bool | None = None) -> None:
+        """A horse that has left its span to its parent, or not."""
+
+        def as_rq_does(job: Job, queue: Queue) -> None:
+            horse = adapter._watched.get()
+            assert horse is not None
+            horse.line.tell(adapter._Told(bool(answered), answered, "tasks.work", "", ""))
+            hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
+
+        hooks.execute_job(as_rq_does, Worker.__new__(Worker), (delivered(), make_queue()), {})
+
+    def test_the_first_answer_releases_them(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """In their order, each with the end that it had."""
+        circuit.note(False, 2.0)
+        for _ in range(3):
+            self.leave(hooks)
+        assert len(captured_spans) == 0
+        circuit.note(True, 2.0)
+        released_at = time.time_ns()
+        self.leave(hooks, answered=True)
+        ends = [span.end_time or 0 for span in captured_spans]
+        assert len(ends) == 3
+        assert ends == sorted(ends)
+        assert ends[-1] < released_at
+
+    def test_a_killed_one_s_is_kept_as_well(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """Whatever the parent ends."""
+        circuit.note(False, 2.0)
+        hooks.execute_job(lambda *args: None, Worker.__new__(Worker), (delivered(), make_queue()), {})
+        assert len(captured_spans) == 0
+        hooks.work(lambda: None, None, (), {})
+        assert [attributes(span)["error.type"] for span in captured_spans] == ["work_horse_killed"]
+
+    def test_they_are_bounded(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        circuit: adapter._Circuit,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The last ones are."""
+        monkeypatch.setattr(adapter, "_MOST_KEPT", 5)
+        monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+        circuit.note(False, 2.0)
+        for _ in range(8):
+            self.leave(hooks)
+        hooks.work(lambda: None, None, (), {})
+        assert len(captured_spans) == 5
+
+    def test_a_forked_child_leaves_them_to_its_parent(
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+    ) -> None:
+        """A worker within a job has inherited them."""
+        circuit.note(False, 2.0)
+        self.leave(hooks)
+        pid = os.fork()
+        if pid == 0:
+            hooks.work(lambda: None, None, (), {})
+            os._exit(len(captured_spans))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        hooks.work(lambda: None, None, (), {})
+        assert len(captured_spans) == 1
+
+    def test_the_user_is_told_once(
+        self,
+        captured_spans: CapturedSpans,
+        hooks: adapter._Hooks,
+        circuit: adapter._Circuit,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """One line, by the parent, of what is waited for, lost and kept."""
+        circuit.note(False, 2.0)
+        for _ in range(3):
+            self.leave(hooks)
+        [record] = caplog.records
+        assert "nobody took them within 2 s (is the Collector there?)" in record.getMessage()
+
+    def test_without_an_sdk_nothing_is_kept(
+        self, hooks: adapter._Hooks, circuit: adapter._Circuit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor said."""
+        circuit.note(False, 2.0)
+        self.leave(hooks)
+        assert len(adapter._kept._spans) == 0
+        assert caplog.records == []
+
+    def test_a_span_whose_end_raises_stops_no_worker(
+        self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next one is released."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        ended: list[int | None] = []
+        for end in (MagicMock(side_effect=RuntimeError("the SDK's")), ended.append):
+            withheld: Any = adapter._Withheld(SimpleNamespace(end=end))  # type: ignore[arg-type]
+            withheld.end(17)
+            adapter._kept._spans.append(withheld)
+        hooks.work(lambda: None, None, (), {})
+        assert ended == [17]
+
+
+class TestCircuit:
+    """Which work horses wait until their spans are handed over."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """Of one entry, to be set."""
+        now = [1000.0]
+        monkeypatch.setattr(adapter, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        return now
+
+    def collector(
+        self, monkeypatch: pytest.MonkeyPatch, clock: list[float], answers: bool, after: float
+    ) -> list[float]:
+        """What was waited, each time."""
+        waited: list[float] = []
+
+        def flush(timeout: float) -> bool:
+            waited.append(min(timeout, after))
+            clock[0] += waited[-1]
+            return answers and after <= timeout
+
+        monkeypatch.setattr(adapter, "flush", flush)
+        return waited
+
+    def test_a_collector_that_does_not_answer_is_tried_now_and_then(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One whole wait; then shorter ones, each after a pause of a hundred times as long: 1 % of the time."""
+        waited = self.collector(monkeypatch, clock, answers=False, after=10)
+        began = clock[0]
+        for _ in range(40_000):  # 20 jobs a second
+            adapter._hand_over(2.0, circuit.patience(2.0))
+            clock[0] += 0.05
+        assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
+        assert sum(waited[1:]) / (clock[0] - began) < 0.01
+
+    def test_one_that_is_back_is_waited_for_again(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From its first answer on, as if nothing had been."""
+        self.collector(monkeypatch, clock, answers=False, after=10)
+        assert adapter._hand_over(2.0, circuit.patience(2.0)) is False
+        waited = self.collector(monkeypatch, clock, answers=True, after=0.02)
+        assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
+        clock[0] += 12.6
+        assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
+        assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
+        assert circuit.patience(2.0) == 2.0
+        assert waited == [0.02, 0.02]
+
+    def test_one_that_is_slow_is_found_again_by_a_longer_try(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It needs 0.4 s: the third try waits for that long."""
+        self.collector(monkeypatch, clock, answers=False, after=10)
+        adapter._hand_over(2.0, circuit.patience(2.0))
+        waited = self.collector(monkeypatch, clock, answers=True, after=0.4)
+        for _ in range(2000):
+            adapter._hand_over(2.0, circuit.patience(2.0))
+            clock[0] += 0.05
+        assert waited[:3] == [0.125, 0.25, 0.4]
+        assert circuit.patience(2.0) == 2.0
+
+    def test_a_refusal_that_costs_nothing_is_not_remembered(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The exporter gives up at once, or a processor never says that it has handed over: no job is held up."""
+        self.collector(monkeypatch, clock, answers=False, after=0.01)
+        assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
+        assert circuit.patience(2.0) == 2.0
+
+    def test_what_a_time_limit_cuts_short_proves_nothing(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """traced_consumer alone flushes within the job's limit."""
+        waited = self.collector(monkeypatch, clock, answers=False, after=10)
+        assert adapter._hand_over(2.0, circuit.patience(2.0), left=0.01) is None
+        assert waited == [0.01]
+        assert circuit.patience(2.0) == 2.0
+
+    @pytest.mark.parametrize("timeout", [0.0, 0.001, 1.0, 600.0])
+    def test_every_timeout_is_kept(
+        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch, timeout: float
+    ) -> None:
+        """No wait is longer; 0 is for never."""
+        waited = self.collector(monkeypatch, clock, answers=False, after=1e6)
+        for _ in range(100):
+            adapter._hand_over(timeout, circuit.patience(timeout))
+            clock[0] += timeout / 2
+        assert max(waited, default=0.0) <= timeout
+        assert (waited == []) is (timeout == 0)
+        assert sum(waited) <= 9 * timeout
+
+    def test_whatever_stands_in_its_memory_no_wait_is_too_long(self, circuit: adapter._Circuit) -> None:
+        """Nor a pause: a job may write anywhere in its process."""
+        dice = random.Random(3)
+        odd = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-9, 1e300, time.monotonic() + 1e9)
+        states = [struct.pack("=dd", *pair) for pair in itertools.product(odd, odd)]
+        for state in [*states, *(dice.randbytes(16) for _ in range(2000))]:
+            circuit.state = state
+            _, until = struct.unpack("=dd", state)
+            assert 0 <= circuit.patience(2.0) <= 2.0
+            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 100
+            circuit.note(False, 2.0)
+            wait, until = struct.unpack("=dd", circuit.state)
+            assert 0 < wait <= 2.0
+            assert until - time.monotonic() <= 100
+            circuit.state = state
+            circuit.note(True, 2.0)
+            assert circuit.patience(2.0) == 2.0
+
+    def test_forked_children_share_it(self, circuit: adapter._Circuit) -> None:
+        """What one horse has found out holds for the next, whoever their parent is."""
+        pid = os.fork()
+        if pid == 0:
+            circuit.note(False, 2.0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert circuit.patience(2.0) == 0
+
+
+class _RaisingSpan(NonRecordingSpan):
+    """Everything that is asked of it raises."""
+
+    def __init__(self) -> None:
+        super().__init__(INVALID_SPAN_CONTEXT)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+        raise RuntimeError("the SDK's")
+
+
+class _BrokenTracer(NoOpTracer):
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    def start_span(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self._span, Exception):
+            raise self._span
+        return self._span
+
+
+class _BrokenProvider(NoOpTracerProvider):
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+        return _BrokenTracer(self._span)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [None, object(), _RaisingSpan(), RuntimeError("the SDK's")],
+    ids=["none", "object", "raising", "no span"],
+)
+class TestBrokenTracers:
+    """The SDK is somebody else's code: what it does wrong stops no worker, and changes no job."""
+
+    @pytest.fixture
+    def broken(self, span: Any, monkeypatch: pytest.MonkeyPatch) -> adapter._Hooks:
+        monkeypatch.setattr(guard, "raise_faults", False)
+        return adapter._Hooks(engine_for(Settings(tracer_provider=_BrokenProvider(span))), spawned="all")
+
+    def test_jobs_are_published(self, broken: adapter._Hooks, queue: Queue) -> None:
+        """One, and several at once."""
+        job = make_job({"own": 1})
+        assert broken.publish(lambda job: job, queue, (job,), {}) is job
+        assert job.meta["own"] == 1
+        datas = [Queue.prepare_data(work), Queue.prepare_data(work)]
+        assert len(broken.publish_many(list, queue, (datas,), {})) == 2
+
+    @pytest.mark.parametrize("error", [None, ValueError("gave up"), SystemExit(3)])
+    def test_jobs_are_performed(self, broken: adapter._Hooks, error: BaseException | None) -> None:
+        """What comes out of RQ's method comes out of ours, and nothing stays current."""
+        worker = SimpleNamespace(is_horse=False)
+
+        def perform(job: Job, queue: Queue) -> str:
+            if error is not None:
+                raise error
+            return "done"
+
+        for _ in range(2):
+            with pytest.raises(type(error)) if error else contextlib.nullcontext():
+                assert broken.perform_job(perform, worker, (delivered(), make_queue()), {}) == "done"
+            assert not get_current_span().get_span_context().is_valid
+
+    @pytest.mark.parametrize("patient", [True, False])
+    @pytest.mark.parametrize("told", [True, False])
+    def test_work_horses_are_watched(
+        self, broken: adapter._Hooks, circuit: adapter._Circuit, told: bool, patient: bool
+    ) -> None:
+        """Whoever is to end the span."""
+        if not patient:
+            circuit.note(False, 2.0)
+        worker = Worker.__new__(Worker)
+
+        def as_rq_does(job: Job, queue: Queue) -> str:
+            if told:
+                broken.perform_job(lambda *args: None, SimpleNamespace(is_horse=True), (job, queue), {})
+            broken.wait_for_horse(lambda: (1, 9, None), SimpleNamespace(_stopped_job_id=None), (), {})
+            return "done"
+
+        for _ in range(2):
+            assert broken.execute_job(as_rq_does, worker, (delivered(), make_queue()), {}) == "done"
+            assert not get_current_span().get_span_context().is_valid
+
+    def test_traced_functions_run(self, broken: adapter._Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """traced_consumer, with its own settings."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+        assert adapter.traced_consumer(settings=broken.engine.settings)(work)("note") == "note"
 
 
 class TestInstrumentor:

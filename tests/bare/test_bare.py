@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,35 @@ def test_context_goes_on() -> None:
 
 
 def test_instrument_without_libraries(caplog: pytest.LogCaptureFixture) -> None:
-    """`instrument()` with no supported library installed does nothing, and says nothing above INFO."""
+    """`instrument()` with no supported library installed does nothing, and says so in one line."""
     queueprop.instrument()
     queueprop.uninstrument()
-    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    (record,) = [record for record in caplog.records if record.levelno > logging.INFO]
+    assert 'pip install "queueprop[rq]"' in record.getMessage()
+
+
+def test_it_says_that_there_is_no_sdk() -> None:
+    """A program that publishes says so, once, on stderr, unless it is told that none is wanted."""
+    program = (
+        "import queueprop\nfor _ in range(3):\n"
+        "    with queueprop.send_span(queueprop.Destination('my-queue', 'orders'), headers={}): pass"
+    )
+    told = _run(program)
+    assert len(told.splitlines()) == 1
+    assert told.startswith("queueprop, tracing messages: no OpenTelemetry SDK is set up in this process")
+    assert _run(program, OTEL_SDK_DISABLED="true") == ""
+
+
+def _run(program: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return result.stderr
 
 
 def test_command_line_names_its_extra() -> None:

@@ -398,6 +398,57 @@ def test_a_mistake_reaches_a_person(setup: str, on_stderr: bool) -> None:
     assert result.stderr == ("queueprop, doing this: no\n" if on_stderr else "")
 
 
+class TestWhereItGoes:
+    """The same within one process."""
+
+    @pytest.fixture(autouse=True)
+    def _no_last_resort(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(logging, "lastResort", None)
+
+    def on_stderr(self, capsys: pytest.CaptureFixture[str], handlers: list[Any] | None = None) -> bool:
+        guard._logged.clear()
+        with pytest.MonkeyPatch.context() as patch:  # pytest's own handlers come with the test
+            patch.setattr(logging.root, "handlers", handlers or [])
+            guard.mistake("doing this", "no")
+        return capsys.readouterr().err.endswith("queueprop, doing this: no\n")
+
+    def test_no_handler(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """logging writes it, unless somebody took its last resort away."""
+        assert self.on_stderr(capsys)
+        monkeypatch.setattr(logging, "lastResort", logging.NullHandler())
+        assert not self.on_stderr(capsys)
+
+    def test_silence(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of the logger by its level, and of all of logging."""
+        with monkeypatch.context() as patch:
+            patch.setattr(guard._logger, "level", logging.ERROR)
+            assert not self.on_stderr(capsys)
+        monkeypatch.setattr(logging.root.manager, "_disable", logging.WARNING)
+        assert not self.on_stderr(capsys)
+
+    def test_a_logger_that_was_disabled(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """By a configuration that disables all that it does not name: nobody has asked for it."""
+        monkeypatch.setattr(guard._logger, "disabled", True)
+        assert self.on_stderr(capsys)
+
+    def test_what_is_no_handler(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Logging that is broken shows nothing."""
+        assert self.on_stderr(capsys, [object()])
+
+    def test_a_text_of_a_time_limit(self) -> None:
+        """What is meant for the program goes through, also where only the text of something is asked for."""
+
+        class Late:
+            def __str__(self) -> str:
+                raise TimeLimit
+
+        guard.let_through(TimeLimit)
+        with pytest.raises(TimeLimit):
+            guard.one_line(Late())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_once_a_process_tree() -> None:
     """What the parent has said before a fork its children do not say again."""
@@ -408,6 +459,47 @@ def test_once_a_process_tree() -> None:
         "for pid in pids: os.waitpid(pid, 0)"
     )
     assert run("-c", program).stderr == "queueprop, doing this: no\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_siblings_say_it_once() -> None:
+    """What one child of a process has said, which nobody had before, its siblings and its parent do not say again."""
+    program = (
+        "import os; from queueprop import guard\n"
+        "for _ in range(3):\n"
+        "    pid = os.fork() or (guard.mistake('doing this', 'no'), guard.mistake('doing this', 'no'), os._exit(0))\n"
+        "    os.waitpid(pid, 0)\n"
+        "guard.mistake('doing this', 'no'); guard.mistake('doing that', 'no')"
+    )
+    assert run("-c", program).stderr == "queueprop, doing this: no\nqueueprop, doing that: no\n"
+
+
+def test_a_program_that_is_a_part_of_this_one() -> None:
+    """It is told by its environment what was said, and so is one that it starts: they say the rest."""
+    child = (
+        "import os, subprocess, sys; from queueprop import guard\n"
+        "for what in sys.argv[1:]: guard.mistake(f'doing {what}', 'no')\n"
+        "if len(sys.argv) == 3: subprocess.run([sys.executable, '-c', os.environ['CHILD'], 'this', 'that', 'more'],\n"
+        "    env={**os.environ, **guard.environment()}, check=True)"
+    )
+    guard.mistake("doing this", "no")
+    result = run("-c", child, "this", "that", CHILD=child, **guard.environment())
+    assert result.stderr == "queueprop, doing that: no\nqueueprop, doing more: no\n"
+
+
+def test_where_no_page_can_be_shared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A system without memory to share, or that forbids it: each process says it once."""
+
+    def refuse(*_: Any) -> Any:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    monkeypatch.setattr(guard, "_sayers", guard._shared_page())
+    for _ in range(2):
+        guard.mistake("doing this", "no")
+    assert len(caplog.records) == 1
 
 
 def test_a_timer_in_the_middle_of_our_work() -> None:

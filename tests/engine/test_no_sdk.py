@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,9 +13,13 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Tracer, get_current_span
 
-from queueprop import Message, Settings
+from queueprop import Message, Settings, no_sdk
+from queueprop.engine import engine as spans
 from queueprop.engine.engine import Engine
 from tests.telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
+
+PROXY = trace.ProxyTracerProvider()
+LAUNCHER = "opentelemetry.instrumentation.auto_instrumentation"
 
 
 class OldNoOpTracer(trace.NoOpTracer):
@@ -108,12 +114,87 @@ def test_a_batch_continues_its_trace(engine: Engine) -> None:
         assert current_ids() == CREATION
 
 
+class TestNotice:
+    """What a person is told where messages would be traced and there is no SDK."""
+
+    @pytest.fixture(autouse=True)
+    def _nobody_has_set_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OTEL_SDK_DISABLED", raising=False)
+        monkeypatch.setattr(spans, "get_tracer_provider", lambda: PROXY)
+        monkeypatch.delitem(sys.modules, LAUNCHER, raising=False)
+
+    def test_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        """At the first message, however many there are, and of whichever settings: that, and what to do."""
+        assert caplog.records == []
+        for settings in (Settings(), Settings(propagation="link")):
+            engine = Engine(settings)
+            for _ in range(3):
+                with engine.process(ORDERS, Message({})), engine.send(ORDERS, Message({})):
+                    pass
+        (record,) = caplog.records
+        text = record.getMessage()
+        assert text.startswith(
+            "queueprop, tracing messages: no OpenTelemetry SDK is set up in this process, so no spans"
+        )
+        for part in ("configure_tracing()", "opentelemetry-distro", "OTEL_SDK_DISABLED=true"):
+            assert part in text
+        assert "\n" not in text
+
+    def test_under_the_launcher(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It says what the launcher lacks."""
+        monkeypatch.setitem(sys.modules, LAUNCHER, ModuleType(LAUNCHER))
+        with Engine().send(ORDERS, Message({})):
+            pass
+        (record,) = caplog.records
+        assert "opentelemetry-instrument has set up no OpenTelemetry SDK" in record.getMessage()
+        assert "pip install opentelemetry-distro opentelemetry-exporter-otlp" in record.getMessage()
+
+    @pytest.mark.parametrize("value", ["true", "TRUE", " true "])
+    def test_none_is_wanted(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
+    ) -> None:
+        """OTEL_SDK_DISABLED says so: not a word."""
+        monkeypatch.setenv("OTEL_SDK_DISABLED", value)
+        with Engine().send(ORDERS, Message({})):
+            pass
+        assert caplog.records == []
+
+    def test_not_before_a_message(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A program that sets it up between instrumenting and publishing is told nothing; nor is one whose messages get
+        no spans anyway."""
+        engine = Engine(Settings(exclude=("orders",)))
+        with engine.send(ORDERS, Message({})):
+            pass
+        assert caplog.records == []
+
+    def test_what_somebody_has_chosen(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A provider that was given, and a no-op that was set, are nobody's oversight."""
+        with Engine(Settings(tracer_provider=NoOpTracerProvider())).send(ORDERS, Message({})):
+            pass
+        monkeypatch.setattr(spans, "get_tracer_provider", NoOpTracerProvider)
+        with Engine().send(ORDERS, Message({})):
+            pass
+        assert caplog.records == []
+
+    def test_it_is_looked_for_once_a_provider(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thousand messages cost one look."""
+        looked: list[object] = []
+        monkeypatch.setattr(no_sdk, "say_if_missing", looked.append)
+        engine = Engine()
+        for _ in range(1000):
+            with engine.send(ORDERS, Message({})):
+                pass
+        assert looked == [PROXY]
+
+
 def test_the_global_provider_is_asked_each_time(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An SDK that is set up after queueprop was imported, or replaced, is used from then on."""
-    from queueprop.engine import telemetry as spans
-
     current: list[trace.TracerProvider] = [NoOpTracerProvider()]
     monkeypatch.setattr(spans, "get_tracer_provider", lambda: current[0])
     engine = Engine(Settings(meter_provider=NoOpMeterProvider()))

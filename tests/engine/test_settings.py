@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
@@ -242,6 +242,100 @@ def test_what_is_for_code_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     settings = Settings(**given)
     assert all(getattr(settings, name) is value for name, value in given.items())
+
+
+class TestMisspelt:
+    """Variables that look like a setting's."""
+
+    ALMOST: ClassVar[dict[str, str]] = {
+        "QUEUEPROP_PROPAGATE": "did you mean QUEUEPROP_PROPAGATION?",
+        "QUEUEPROP_EXCLUDES": "did you mean QUEUEPROP_EXCLUDE?",
+        "QUEUEPROP_RECIEVE_SPANS": "did you mean QUEUEPROP_RECEIVE_SPANS?",
+        "QUEUEPROP_HEADERS": "did you mean QUEUEPROP_CAPTURE_HEADERS?",
+        "QUEUEPROP_TIMEOUT": "did you mean QUEUEPROP_FLUSH_TIMEOUT?",
+        "QueueProp_Trust": "did you mean QUEUEPROP_TRUST?",
+        "QUEUEPROP_PUBLISH_HOOK": "publish_hook is given in code alone: Settings(publish_hook=...)",
+        "QUEUEPROP_TRACE_PROVIDER": "tracer_provider is given in code alone: Settings(tracer_provider=...)",
+    }
+
+    @pytest.mark.parametrize(("variable", "hint"), ALMOST.items())
+    def test_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, hint: str
+    ) -> None:
+        """However often settings are made: that it changes nothing, and what may be meant."""
+        monkeypatch.setenv(variable, "link")
+        for _ in range(3):
+            assert values(Settings()) == {**DEFAULTS, **IN_CODE}
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"queueprop, reading {variable}: it changes nothing: ")
+        assert record.getMessage().endswith(hint)
+
+    @pytest.mark.parametrize(
+        "variable",
+        [
+            "QUEUEPROP_REDIS_URL",
+            "QUEUEPROP_KAFKA_URL",
+            "QUEUEPROP_TEST_TRACED",
+            "_QUEUEPROP_TRUSTS",
+            "PROPAGATION",
+        ],
+    )
+    def test_what_is_somebody_else_s(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
+    ) -> None:
+        """A variable that is like no setting's is not ours to complain of."""
+        monkeypatch.setenv(variable, "x")
+        Settings()
+        assert caplog.records == []
+
+    def test_what_stands_there_is_not_told(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Whatever the name, it is one line of bounded length; the value may be anybody's secret."""
+        monkeypatch.setenv("QUEUEPROP_EXCLUDED\n\x1b[31m", "secret")
+        Settings()
+        (record,) = caplog.records
+        assert "QUEUEPROP_EXCLUDED\\n\\x1b[31m" in record.getMessage()
+        assert "secret" not in record.getMessage()
+
+
+class TestSeparators:
+    """Lists of names are separated by commas."""
+
+    WRONG: ClassVar[list[str]] = [
+        "a.*;b.*",
+        "a.*|b.*",
+        "a.* b.*",
+        "a.*\nb.*",
+        '"a.*,b.*"',
+        "'a.*'",
+        '["a.*", "b.*"]',
+    ]
+
+    @pytest.mark.parametrize("name", ["exclude", "capture_headers", "baggage_allow"])
+    @pytest.mark.parametrize("text", WRONG)
+    def test_others_are_told(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, text: str
+    ) -> None:
+        """One line that names the setting and what was taken for one name. It is used as it stands: it may be one."""
+        monkeypatch.setenv(f"QUEUEPROP_{name.upper()}", text)
+        for _ in range(2):
+            settings = Settings()
+        assert getattr(settings, name) == tuple(it.strip() for it in text.split(","))
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"queueprop, reading the setting {name} (")
+        assert "separated by commas" in record.getMessage()
+        assert "\n" not in record.getMessage()
+
+    def test_text_in_code(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The same."""
+        Settings(exclude="a.*;b.*")  # type: ignore[arg-type]
+        assert len(caplog.records) == 1
+
+    def test_a_list_in_code_says_what_is_one_name(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What the line says to do: nothing is said then."""
+        assert Settings(exclude=["a.*;b.*"]).exclude == ("a.*;b.*",)  # type: ignore[arg-type]
+        assert caplog.records == []
 
 
 def test_it_cannot_be_changed() -> None:

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
@@ -18,7 +18,7 @@ import queueprop
 from queueprop import Message, Settings
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.kit import instrumentor as adapter
-from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rival, Rivals, missing_extra
 from tests.telemetry import ORDERS, Telemetry
 
 
@@ -69,7 +69,10 @@ class MyAdapter(Adapter):
 
     library = "my_library"
     requires = ()
-    rivals = Rivals("my_library", "rival_instrumentation:RivalInstrumentor")
+    rivals = Rivals(
+        "my_library",
+        Rival("rival_instrumentation:RivalInstrumentor", "rival-instrumentation", entry_point="rival"),
+    )
 
     patched: list[tuple[Any, str]]
 
@@ -301,6 +304,59 @@ class TestOptions:
         library.Queue().put("a")
         assert len(telemetry.spans) == 1
 
+    WRONG: ClassVar[dict[str, tuple[dict[str, Any], str]]] = {
+        "a setting": ({"propagation": "link"}, "instrument(settings=queueprop.Settings(propagation=...))"),
+        "misspelt": ({"publsh_hook": print}, "did you mean publish_hook?"),
+        "something else": (
+            {"shape": 1},
+            "settings, tracer_provider, meter_provider, publish_hook, consume_hook",
+        ),
+    }
+
+    @pytest.mark.parametrize("instrument", ["function", "method"])
+    @pytest.mark.parametrize(("options", "hint"), WRONG.values(), ids=WRONG.keys())
+    def test_an_option_that_there_is_not(
+        self, ours: MyAdapter, instrument: str, options: dict[str, Any], hint: str
+    ) -> None:
+        """A TypeError of one line that says where it belongs; nothing is instrumented."""
+        call = queueprop.instrument if instrument == "function" else ours.instrument
+        with pytest.raises(TypeError, match=f"^instrument has no option {next(iter(options))}; ") as raised:
+            call(**options)
+        assert hint in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert not ours.is_instrumented_by_opentelemetry
+
+    @pytest.mark.parametrize("option", ["skip_dep_check", "raise_exception_on_conflict"])
+    def test_an_option_of_a_distribution_of_the_launcher(
+        self, ours: MyAdapter, library: Library, caplog: pytest.LogCaptureFixture, option: str
+    ) -> None:
+        """What it gives to every instrumentor that it finds may not end its start: it is left out, with one line."""
+        options: dict[str, Any] = {option: True, "sanitize": True}
+        ours.instrument(**options)
+        assert ours.is_instrumented_by_opentelemetry
+        (record,) = caplog.records
+        assert "instrument has no option sanitize; " in record.getMessage()
+        assert record.getMessage().endswith("; it is left out")
+
+    @pytest.mark.parametrize("settings", [{"propagation": "link"}, Settings, "link"])
+    def test_what_are_no_settings(self, ours: MyAdapter, settings: Any) -> None:
+        """A TypeError of one line that shows the right form."""
+        for call in (queueprop.instrument, ours.instrument):
+            with pytest.raises(
+                TypeError, match=r"^instrument wants Settings, as in settings=queueprop\.Settings\("
+            ):
+                call(settings=settings)
+        assert not ours.is_instrumented_by_opentelemetry
+
+    @pytest.mark.parametrize("instrument", [queueprop.instrument, MyAdapter.instrument])
+    def test_type_checkers_and_help_see_them(self, instrument: Any) -> None:
+        """Each option has its name and type, and there is no room for others."""
+        parameters = inspect.signature(instrument).parameters.values()
+        options = {it.name for it in parameters if it.kind is it.KEYWORD_ONLY}
+        assert options >= {"settings", "tracer_provider", "meter_provider", "publish_hook", "consume_hook"}
+        assert not any(it.kind is it.VAR_KEYWORD for it in parameters)
+        assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_" in (queueprop.instrument.__doc__ or "")
+
     def test_none_at_all(self, ours: MyAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
         """As the launcher calls it: the settings of the environment, and their one engine."""
         monkeypatch.setenv("QUEUEPROP_EXCLUDE", "tmp.*")
@@ -329,8 +385,22 @@ class TestRivals:
         assert len(telemetry.spans) == 0
         (record,) = [record for record in caplog.records if record.name == "queueprop"]
         assert record.levelno == logging.WARNING
-        assert "rival_instrumentation.RivalInstrumentor" in record.getMessage()
-        assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=my_library" in record.getMessage()
+        assert record.getMessage() == (
+            "queueprop, instrumenting my_library: rival_instrumentation.RivalInstrumentor instruments it already, so "
+            "queueprop stands down, and no span of my_library is queueprop's; to have queueprop's, uninstall "
+            "rival-instrumentation or disable it: OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=rival; to keep the other's, "
+            "disable queueprop's: OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_my_library"
+        )
+
+    @pytest.mark.usefixtures("rival")
+    def test_one_that_the_launcher_does_not_know(self, rival: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """A program has instrumented it: no variable would switch it off, so none is named."""
+        rival.instrument()
+        unknown = Rival("rival_instrumentation:RivalInstrumentor", "rival-instrumentation")
+        assert Rivals("my_library", unknown).active()
+        (record,) = [record for record in caplog.records if record.name == "queueprop"]
+        assert "or do not call instrument() of its RivalInstrumentor; " in record.getMessage()
+        assert "=rival" not in record.getMessage()
 
     def test_it_came_later(
         self,
@@ -425,8 +495,10 @@ class TestInstrument:
         self, telemetry: Telemetry, library: Library, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A second call of either changes nothing and logs nothing."""
-        queueprop.instrument(settings=telemetry.settings())
-        queueprop.instrument(settings=telemetry.settings())
+        settings = telemetry.settings()
+        queueprop.instrument(settings=settings)
+        queueprop.instrument(settings=settings)
+        queueprop.instrument()
         library.Queue().put("a")
         assert len(telemetry.spans) == 1
         queueprop.uninstrument()
@@ -438,6 +510,67 @@ class TestInstrument:
         queueprop.instrument(tracer_provider=telemetry.spans.tracer_provider)
         library.Queue().put("a")
         assert len(telemetry.spans) == 1
+
+    def test_other_settings_come_too_late(
+        self, telemetry: Telemetry, library: Library, ours: MyAdapter, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A second call that asks for something else changes nothing, and one line says so, with what to do."""
+        queueprop.instrument(settings=telemetry.settings())
+        queueprop.instrument(settings=Settings(propagation="link"))
+        queueprop.instrument(publish_hook=lambda span, message: None)
+        library.Queue().put("a")
+        assert len(telemetry.spans) == 1
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            "queueprop, instrumenting my_library: that was done before, with other "
+        )
+        assert "queueprop.uninstrument()" in record.getMessage()
+        ours.instrument(settings=Settings(propagation="link"))
+        assert [it.name for it in caplog.records] == [
+            "queueprop",
+            "opentelemetry.instrumentation.instrumentor",
+        ]
+
+    def test_other_settings_in_time(self, telemetry: Telemetry, library: Library, ours: MyAdapter) -> None:
+        """What the line says to do works."""
+        queueprop.instrument()
+        queueprop.uninstrument()
+        queueprop.instrument(settings=telemetry.settings())
+        library.Queue().put("a")
+        assert len(telemetry.spans) == 1
+
+    def test_other_settings_come_too_late_for_the_method(
+        self, telemetry: Telemetry, ours: MyAdapter, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The same of the instrumentor itself."""
+        ours.instrument(settings=telemetry.settings())
+        ours.instrument(settings=Settings(propagation="link"))
+        assert "that was done before, with other settings" in caplog.records[0].getMessage()
+
+    def test_nothing_is_installed(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No library that it knows: one line says that it traces nothing, and what to install; nothing is raised."""
+        monkeypatch.setitem(sys.modules, "my_library", None)
+        for _ in range(2):
+            queueprop.instrument()
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            "queueprop, instrument(): no library that it knows is installed here "
+        )
+        assert 'pip install "queueprop[rq]"' in record.getMessage()
+
+    @pytest.mark.parametrize(
+        "name", [["my_library", "other"], ("my_library",), MyAdapter, Settings(), None, b"rq"]
+    )
+    def test_what_is_no_name(self, ours: MyAdapter, name: Any) -> None:
+        """A TypeError of one line that shows the right form; nothing is instrumented."""
+        for word, call in (("instrument", queueprop.instrument), ("uninstrument", queueprop.uninstrument)):
+            with pytest.raises(
+                TypeError, match=rf'^{word} wants names of .* queueprop\.{word}\("rq", "pika"\), not '
+            ):
+                call("my_library", name)
+        assert not ours.is_instrumented_by_opentelemetry
 
     def test_an_unknown_name(self) -> None:
         """A library that nobody has an adapter for is a ValueError that lists those that there are."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import logging
 import multiprocessing
 import os
 import random
@@ -23,7 +25,11 @@ def span(name: str) -> None:
 
 
 def configure() -> None:
-    configure_tracing("worker", exit_timeout=float(os.environ.get("EXIT_TIMEOUT", "20")))
+    seconds = os.environ.get("EXIT_TIMEOUT", "20")
+    if seconds:
+        configure_tracing("worker", exit_timeout=float(seconds))
+    else:
+        configure_tracing("worker")
 
 
 def wait_for_signal() -> NoReturn:
@@ -106,6 +112,72 @@ def handler_after() -> None:
     configure()
     signal.signal(signal.SIGTERM, _mine)
     wait_for_signal()
+
+
+def default_comes_back() -> None:
+    """As a server does it: a handler while it serves, then what was there before, and the signal once more."""
+    before = signal.signal(signal.SIGTERM, _mine)
+    configure()
+    span("done")
+    signal.signal(signal.SIGTERM, before)
+    try:
+        with trace.get_tracer("worker").start_as_current_span("in hand"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        print("finally", flush=True)
+
+
+def default_in_a_thread() -> None:
+    """Configured in another thread, which can set no handler; later the main thread sets the default."""
+    thread = threading.Thread(target=configure)
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    span("done")
+    wait_for_signal()
+
+
+def sigterm_executor() -> None:
+    """An asyncio program that runs its blocking work in threads, which the interpreter waits for at its end."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(None, threading.Event().wait)
+        os.write(1, b"ready\n")
+        await work
+
+    configure()
+    span("done")
+    asyncio.run(main())
+
+
+def sigterm_hook_of_others() -> None:
+    """An exit hook of somebody else's that never ends."""
+    atexit.register(threading.Event().wait)
+    configure()
+    span("done")
+    wait_for_signal()
+
+
+class _Bad(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ["LOGGING"] == "blocks":
+            threading.Event().wait()
+        raise OSError("the log is full")
+
+
+def _log_badly() -> None:
+    logging.getLogger().addHandler(_Bad())
+
+
+def sys_exit_logging() -> None:
+    _log_badly()
+    sys_exit()
+
+
+def sigterm_swallowed_logging() -> None:
+    _log_badly()
+    sigterm_swallowed()
 
 
 def fork() -> None:

@@ -30,7 +30,7 @@ def handle(channel: Any, method: Any, properties: Any, body: bytes) -> None:
     traced_settle(channel.basic_ack)(method.delivery_tag)
 
 
-def publish(exchange: str, routing_key: str, body: bytes) -> bool:
+def publish(exchange: str, routing_key: str, body: bytes, properties: Any = None) -> bool:
     return True
 
 

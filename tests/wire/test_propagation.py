@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 import queueprop.wire.propagation
 from queueprop import guard
-from queueprop.wire.propagation import Extraction, extract, inject, read, write
+from queueprop.wire.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
 from queueprop.wire.w3c import BaggageValue
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -263,11 +263,12 @@ class TestDefault:
 
     def test_without_a_valid_span_stale_headers_are_removed_and_none_is_written(self) -> None:
         """Better no context than the one of another message."""
-        carrier = {"traceparent": OTHER, "Tracestate": "old=1", "baggage": "old=1", "mine": 1}
+        for context in (Context(), trace.set_span_in_context(trace.INVALID_SPAN, Context())):
+            carrier = {"traceparent": OTHER, "Tracestate": "old=1", "baggage": "old=1", "mine": 1}
 
-        inject(carrier, context=Context())
+            inject(carrier, context=context)
 
-        assert carrier == {"mine": 1}
+            assert carrier == {"mine": 1}
 
     def test_baggage_is_written_without_a_span(self) -> None:
         """The two are independent; no tracestate goes without its traceparent."""
@@ -295,6 +296,48 @@ class TestDefault:
         assert dict(baggage.get_all(read(carrier, frozenset("a")).context)) == {"a": "1"}
         assert len(read(carrier, set()).context) == 1
         assert dict(baggage.get_all(read(carrier).context)) == {"a": "1", "b": "2"}
+
+    def test_only_allowed_properties_leave_and_enter(self) -> None:
+        """A property goes along where its own key is named as well; `*`, which is None here, allows all."""
+        carrier = {"baggage": "user=42;role=admin;secret=1"}
+        context = extract(carrier)
+
+        assert injected(context) == carrier
+        assert injected(context, allow=["user"]) == {"baggage": "user=42"}
+        assert injected(context, allow=["user", "role"]) == {"baggage": "user=42;role=admin"}
+        assert injected(read(carrier, ["user"]).context) == {"baggage": "user=42"}
+        assert injected(read(carrier, ["user", "role"]).context) == {"baggage": "user=42;role=admin"}
+        assert injected(read(carrier, ["role"]).context) == {}
+
+    def test_baggage_is_the_same_after_every_hop(self) -> None:
+        """Broken UTF-8, a plus, other encodings, properties: what came to the first process came to the last."""
+        carrier = {
+            "traceparent": VALID,
+            "tracestate": "9b=2,a=1",
+            "baggage": "k=%FF%c3;p=%FF,plus=a+b==,other=%41%",
+        }
+        for _ in range(4):
+            context = extract(carrier)
+            assert injected(context) == carrier
+            assert dict(baggage.get_all(context)) == {"k": "\ufffd\ufffd", "plus": "a+b==", "other": "A%"}
+
+    def test_a_span_that_raises_loses_no_baggage(self, lenient_guard: Callable[[], list[str]]) -> None:
+        """The two are independent: an SDK's fault takes the trace alone, and baggage of no use takes itself."""
+
+        class Broken(NonRecordingSpan):
+            def get_span_context(self) -> SpanContext:
+                raise RuntimeError("broken span")
+
+        context = baggage.set_baggage("k", "v", trace.set_span_in_context(Broken(INVALID_SPAN_CONTEXT)))
+        assert injected(context) == {"baggage": "k=v"}
+
+        class BrokenMembers(dict[str, str]):
+            def items(self) -> Any:
+                raise RuntimeError("broken baggage")
+
+        members = BrokenMembers(k="v")
+        assert injected(Context({**context_of(), BAGGAGE_KEY: members})) == {"traceparent": VALID}
+        assert len(lenient_guard()) == 2
 
     @pytest.mark.parametrize("carrier", [None, (), MappingProxyType({}), "text"], ids=repr)
     def test_headers_that_cannot_be_written_are_a_clear_error(self, carrier: Any) -> None:
@@ -515,6 +558,18 @@ class TestOther:
         assert "secret" not in str(injected(context_of({"k": "v", "secret": "1"}), allow=["k"]))
         assert baggage.get_baggage("secret", read(carrier, ["k"]).context) is None
         assert read(carrier, ["k"]).reason is None
+
+    def test_only_allowed_properties_enter(self, propagator: TextMapPropagator, names: set[str]) -> None:
+        """OpenTelemetry's own reader takes properties for a part of the value."""
+        set_global_textmap(propagator)
+        carrier = injected(context_of()) | {"baggage": "k=v;p=1;secret=1,secret=2", "uberctx-k": "v"}
+        has_baggage = names & {"baggage", "uberctx-k"}
+
+        for allow, value in ((["k"], "v"), (["k", "p"], "v;p=1" if "baggage" in names else "v")):
+            found = baggage.get_all(read(carrier, allow).context)
+            assert dict(found) == ({"k": value} if has_baggage else {})
+        assert read(carrier, []).reason is None
+        assert not baggage.get_all(read(carrier, []).context)
 
 
 class TestStrangePropagators:

@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags, TraceState
 
-from queueprop import guard
 from queueprop.wire.w3c import (
     BaggageValue,
+    allowed_baggage,
     format_baggage,
     format_traceparent,
     format_tracestate,
@@ -32,6 +32,20 @@ VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
 
 # What a message may have where text belongs.
 JUNK = st.none() | st.integers() | st.binary() | st.text() | st.lists(st.text()) | st.floats()
+
+
+# Members that are larger once they are decoded and encoded anew.
+LARGE_MEMBERS = st.builds(
+    lambda key, raw, times: f"{key}={raw * times}",
+    st.text("abc", min_size=1),
+    st.sampled_from(["%FF", "%C3", "+", "=", "%"]),
+    st.integers(0, 2700),
+)
+
+
+class Text(str):
+    def __str__(self) -> str:
+        return self.upper()
 
 
 def traceparent(
@@ -377,6 +391,18 @@ class TestTracestate:
         assert format_tracestate(state.delete("9level")) == "b=1"
         assert format_tracestate(state) == "9level=2,b=1"
 
+    def test_texts_of_other_classes_are_kept_as_plain_ones(self) -> None:
+        """By their content, as OpenTelemetry sends them, from a state of its own and in a change of ours."""
+        state = parse_tracestate(["a=1"])
+
+        for changed in (state.add(Text("b"), Text("x")), state.update(Text("a"), Text("x"))):
+            assert {type(text) for pair in changed.items() for text in pair} == {str}
+        assert format_tracestate(state.add(Text("b"), Text("x"))) == "b=x,a=1"
+        assert format_tracestate(state.update(Text("a"), Text("x"))) == "a=x"
+        assert state.add(Text("a"), "2") is state
+        theirs = TraceState([(Text("c"), Text("x"))])
+        assert format_tracestate(theirs) == theirs.to_header() == "c=x"
+
     def test_a_change_that_cannot_be_made_returns_the_same_state(self) -> None:
         """As in OpenTelemetry's class: a warning, never an exception."""
         state = parse_tracestate(["a=1"])
@@ -420,6 +446,7 @@ class TestTracestate:
         assert dict(state) == members
         sent = format_tracestate(state)
         assert sent == header if len(header) <= 8192 else len(sent) <= 8192
+        assert format_tracestate(parse_tracestate([sent])) == sent
         assert set(parse_tracestate([sent]).items()) <= set(members.items())
 
     @given(st.lists(JUNK | st.text("ab=, \t@A"), max_size=4))
@@ -453,7 +480,7 @@ class TestBaggage:
         assert format_baggage({"k": "%41"}) == "k=%2541"
 
     def test_a_plus_is_a_plus(self) -> None:
-        """It is read as it stands, and sent encoded, since some peers read it as a space."""
+        """It is read as it stands; one from here is sent encoded, since some peers read it as a space."""
         assert parse_baggage(["k=a+b"]) == {"k": "a+b"}
         assert format_baggage({"k": "a+b"}) == "k=a%2Bb"
 
@@ -470,9 +497,55 @@ class TestBaggage:
 
     @pytest.mark.parametrize("raw", ["100%", "%zz", "%4"])
     def test_a_percent_sign_that_encodes_nothing_stands_for_itself(self, raw: str) -> None:
-        """It is legal on the wire, and goes out encoded."""
+        """It is legal on the wire, goes on as it came, and goes out encoded where the text is from here."""
         assert parse_baggage([f"k={raw}"]) == {"k": raw}
+        assert format_baggage(parse_baggage([f"k={raw}"])) == f"k={raw}"
+        assert format_baggage({"k": raw}) == "k=" + raw.replace("%", "%25")
         assert parse_baggage([format_baggage({"k": raw})]) == {"k": raw}
+
+    @pytest.mark.parametrize(
+        "raw", ["%FF", "a%C3", "%41", "%c3%bc", "a+b", "a=b==", "%EF%BF%BD", "%ED%A0%80", "%2b", "%2B", "%"]
+    )
+    def test_a_value_that_is_not_changed_goes_on_as_it_came(self, raw: str) -> None:
+        """However it was encoded, broken UTF-8 too: at every hop the same characters, and no more of them."""
+        header = f"a=1,k={raw};p,b=2"
+
+        hop = format_baggage(parse_baggage([header]))
+
+        assert hop == header
+        assert format_baggage(parse_baggage([f"k={raw}"]) | {"new": "1"}) == f"k={raw},new=1"
+
+    @pytest.mark.parametrize("raw", ["v", "%C3%BC%20", "%2B", "%0A%7F%22", ""])
+    def test_a_value_that_would_be_encoded_so_anyway_is_plain_text(self, raw: str) -> None:
+        """Nothing of ours lives on in the context where a str says it all."""
+        (value,) = parse_baggage([f"k={raw}"]).values()
+
+        assert type(value) is str
+        assert format_baggage({"k": value}) == f"k={raw}"
+
+    def test_a_value_that_is_changed_is_encoded_anew(self) -> None:
+        """What the user makes of it is a text like any other."""
+        (value,) = parse_baggage(["k=%FFa+b"]).values()
+
+        assert format_baggage({"k": value + "!"}) == "k=%EF%BF%BDa%2Bb!"
+
+    def test_64_members_and_8192_bytes_of_broken_utf8_lose_nothing(self) -> None:
+        """Each U+FFFD would be nine characters: a third of the members would be there after one hop."""
+        members = [f"k{number:02}={'%FF' * 41}" for number in range(64)]
+        header = ",".join(members)
+        header += "v" * (8192 - len(header))
+        assert len(header) == 8192
+
+        for _ in range(3):
+            baggage = parse_baggage([header])
+            assert len(baggage) == 64
+            assert baggage["k00"] == "\ufffd" * 41
+            assert format_baggage(baggage) == header
+
+    @pytest.mark.parametrize("raw", ["v,evil=1", "v;evil=1", "v\n", "\u00e9"])
+    def test_a_form_on_the_wire_that_is_none_is_not_used(self, raw: str) -> None:
+        """A value made by hand cannot break the header."""
+        assert format_baggage({"k": BaggageValue("v", raw=raw)}) == "k=v"
 
     def test_half_of_a_surrogate_pair_becomes_the_replacement_character(self) -> None:
         """Text that has no UTF-8 is sent as far as it can be."""
@@ -549,14 +622,23 @@ class TestBaggage:
         assert format_baggage({"k": BaggageValue("v", properties)}) == "k=v"
 
     def test_a_value_with_properties_is_text(self) -> None:
-        """It equals, hashes, copies and pickles as a str, with the properties."""
-        value = BaggageValue("v", "p=1")
+        """It equals, hashes and copies as a str, with the properties and its form on the wire."""
+        value = BaggageValue("v", "p=1", "%76")
 
         assert value == "v"
         assert value in {"v": 1}
-        for twin in (pickle.loads(pickle.dumps(value)), copy.copy(value), copy.deepcopy(value)):
-            assert (twin, twin.properties) == ("v", "p=1")
-        assert BaggageValue().properties == ""
+        for twin in (copy.copy(value), copy.deepcopy([value])[0]):
+            assert (twin, twin.properties, twin.raw) == ("v", "p=1", "%76")
+        assert (BaggageValue().properties, BaggageValue().raw) == ("", None)
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_a_value_with_properties_is_pickled_as_plain_text(self, protocol: int) -> None:
+        """It may be an argument of a job, and whoever loads that need not have queueprop."""
+        data = pickle.dumps({"user": BaggageValue("v", "p=1", "%76")}, protocol)
+
+        assert b"queueprop" not in data
+        assert pickle.loads(data) == {"user": "v"}
+        assert type(pickle.loads(data)["user"]) is str
 
     def test_64_members_are_carried(self) -> None:
         """Of more, whole members are dropped, in reading and in writing."""
@@ -586,21 +668,21 @@ class TestBaggage:
         assert parse_baggage(["k=" + "v" * 8191 + ",a=1"]) == {"a": "1"}
         assert format_baggage({"k": "v" * 8191, "a": "1"}) == "a=1"
 
-    def test_what_fitted_when_it_came_fits_when_it_goes(self) -> None:
+    def test_what_fits_without_encoding_it_all_goes(self) -> None:
         """Characters that we would rather encode stand as they are where room is short."""
-        header = ",".join(f"k{number}={'+=' * 300}" for number in range(13))
+        baggage = {f"k{number}": "+=" * 300 for number in range(13)}
+        header = ",".join(f"{key}={value}" for key, value in baggage.items())
         assert len(header) <= 8192
 
-        assert format_baggage(parse_baggage([header])) == header
+        assert format_baggage(baggage) == header
 
     @pytest.mark.parametrize(("value", "sent"), [(5, "5"), (True, "True"), (1.5, "1.5"), (None, "None")])
     def test_a_value_that_is_no_text_is_sent_as_its_text(self, value: object, sent: str) -> None:
         """As OpenTelemetry does, since its baggage takes any object."""
         assert format_baggage({"k": value}) == f"k={sent}"
 
-    def test_a_value_that_has_no_text_is_dropped_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its `__str__` raised: the guard takes it, and the others are sent."""
-        monkeypatch.setattr(guard, "raise_faults", False)
+    def test_a_value_that_has_no_text_is_dropped_alone(self) -> None:
+        """Its `__str__` raises: the others are sent."""
 
         class Broken:
             def __str__(self) -> str:
@@ -628,6 +710,56 @@ class TestBaggage:
         if len(header) <= 8000:
             assert parse_baggage([header]) == baggage
 
+    @given(
+        st.dictionaries(
+            st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,8}", fullmatch=True),
+            st.tuples(
+                st.from_regex(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*", fullmatch=True)
+                | st.text("%0fFc341bB", max_size=200),
+                st.lists(
+                    st.from_regex(
+                        r"[ \t]{0,2}[a-z%]{1,3}[ \t]{0,2}(=[ \t]?[!#-+\--:<-\[\]-~]{0,9})?", fullmatch=True
+                    ),
+                    max_size=3,
+                ),
+            ),
+            max_size=64,
+        )
+    )
+    def test_every_legal_baggage_makes_its_hops_unchanged(
+        self, members: dict[str, tuple[str, list[str]]]
+    ) -> None:
+        """Property: up to 64 members and 8192 bytes of any legal characters, with properties: the same text, always."""
+        # White space at the end is the member's, which is none of it.
+        texts = [";".join([f"{key}={value}", *more]).rstrip() for key, (value, more) in members.items()]
+        header = ",".join(texts)
+        while len(header) > 8192:
+            header = header.rpartition(",")[0]
+
+        hop = format_baggage(parse_baggage([header]))
+
+        assert hop == header
+        assert format_baggage(parse_baggage([hop])) == hop
+
+    @given(st.lists(JUNK | st.text("ab=;, \t%+4F\u00e9", max_size=90) | LARGE_MEMBERS, max_size=80))
+    @example([f"k{number}={'%FF' * 30}" for number in range(70)])
+    def test_what_is_left_after_one_hop_is_left_after_every_hop(self, values: list[object]) -> None:
+        """Property: whatever came, the first hop sends what the second does, within the limits."""
+        one = format_baggage(parse_baggage(values))
+        two = format_baggage(parse_baggage([one]))
+
+        assert one == two
+        assert len(one) <= 8192
+        assert one.count("=") <= 8192
+        assert len(parse_baggage([one])) <= 64
+
+    @given(st.dictionaries(st.text("ab!%", min_size=1), st.text() | st.integers() | st.binary(), max_size=70))
+    def test_what_was_sent_once_is_sent_always(self, baggage: dict[Any, object]) -> None:
+        """Property: of whatever the user put in, what left the first process leaves every further one."""
+        one = format_baggage(baggage)
+
+        assert format_baggage(parse_baggage([one])) == one
+
     @given(st.lists(JUNK | st.text("ab=;, \t%+4", max_size=30), max_size=4))
     def test_reading_never_raises_and_what_was_read_comes_back(self, values: list[object]) -> None:
         """Property: whatever the values are, what was read is the same after a hop, properties included."""
@@ -639,6 +771,41 @@ class TestBaggage:
         assert {key: getattr(value, "properties", None) for key, value in again.items()} == {
             key: getattr(value, "properties", None) for key, value in baggage.items()
         }
+
+    @pytest.mark.parametrize(
+        ("allow", "kept"),
+        [
+            (["k"], "k=v"),
+            (["k", "p"], "k=v;p=1"),
+            (["k", "q", "r"], "k=v;\tq ;r=a=b"),
+            (["k", "P", "1", ""], "k=v"),
+            (["k", "p", "q", "r"], "k=v;p=1;\tq ;r=a=b"),
+            (["p"], ""),
+        ],
+    )
+    def test_a_property_is_allowed_by_its_own_key(self, allow: list[str], kept: str) -> None:
+        """Of an allowed member those properties go along that are named too, as they came."""
+        baggage = allowed_baggage(parse_baggage(["k=v;p=1;\tq ;r=a=b,other=1;p=1"]), allow)
+
+        assert format_baggage(baggage) == kept
+
+    def test_a_value_without_its_properties_still_goes_as_it_came(self) -> None:
+        """And one whose form says nothing more is plain text again."""
+        baggage = allowed_baggage(parse_baggage(["a=%FF;p=1,b=v;p=1"]), ["a", "b"])
+
+        assert format_baggage(baggage) == "a=%FF,b=v"
+        assert [type(value) for value in baggage.values()] == [BaggageValue, str]
+
+    def test_an_odd_member_is_allowed_by_the_name_that_is_sent_or_left_out_alone(self) -> None:
+        """A key that is no text is none, and one that raises takes no other with it."""
+
+        class Broken(str):
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        members: dict[Any, object] = {5: "1", b"k": "2", Broken("a"): "3", Text("b"): "4", "c": 5}
+
+        assert allowed_baggage(members, ["5", "k", "a", "b", "c", "B"]) == {"B": "4", "c": 5}
 
     @given(st.dictionaries(st.text() | st.integers(), st.text() | st.integers() | st.binary(), max_size=70))
     def test_writing_never_raises(self, baggage: dict[Any, object]) -> None:

@@ -1,0 +1,115 @@
+"""A program under gevent or eventlet, for tests/test_exit.py: ``green.py <library> <order> <scenario>``.
+
+The order is when the library patches: ``early``, ``between`` our import and configure_tracing, ``late`` after that, or
+when spans were ``exported`` already.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from typing import Any
+
+library, order, scenario = sys.argv[1:]
+green: Any = importlib.import_module(library)
+
+
+def patch() -> None:
+    if library == "eventlet":
+        green.monkey_patch()
+    else:
+        importlib.import_module("gevent.monkey").patch_all()
+
+
+if order == "early":
+    patch()
+
+import threading  # noqa: E402
+
+from opentelemetry import trace  # noqa: E402
+
+from queueprop.process.flush import flush  # noqa: E402
+from queueprop.sdk import configure_tracing  # noqa: E402
+
+if order == "between":
+    patch()
+configure_tracing("worker", exit_timeout=float(os.environ.get("EXIT_TIMEOUT", "20")))
+
+
+def span(name: str) -> None:
+    trace.get_tracer("worker").start_span(name).end()
+
+
+def work() -> None:
+    """Never waits long, nor works long without a pause."""
+    while True:
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+        green.sleep(0)
+
+
+def normal() -> None:
+    """A flush, a child, and the ends of both."""
+    span("flushed")
+    print("flushed", flush(20), flush=True)
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    span("parent" if pid else "child")
+
+
+def bounded() -> None:
+    """Others go on while a flush waits in vain."""
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        while True:
+            green.sleep(0.01)
+            turns += 1
+
+    green.spawn(count)
+    span("lost")
+    print("flushed", flush(1), "others ran", turns > 10, flush=True)
+
+
+def sigterm() -> None:
+    span("done")
+    try:
+        with trace.get_tracer("worker").start_as_current_span("in hand"):
+            os.write(1, b"ready\n")
+            while True:
+                time.sleep(0.02)
+    finally:
+        print("finally", flush=True)
+
+
+def sigterm_in_thread() -> None:
+    """A thread, which is a greenlet here, works while the main one waits for it."""
+    span("done")
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    os.write(1, b"ready\n")
+    thread.join()
+
+
+def sigterm_in_greenlet() -> None:
+    span("done")
+    greenlet = green.spawn(work)
+    os.write(1, b"ready\n")
+    if library == "eventlet":
+        greenlet.wait()
+    else:
+        greenlet.join()
+
+
+if order == "exported":
+    span("first")
+    flush(20)
+if order in ("late", "exported"):
+    patch()
+if __name__ == "__main__":
+    globals()[scenario]()
