@@ -42,7 +42,7 @@ from queueprop.kit import calls, kafka
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.kit.iteration import AsyncMessages, Begin, MessageList, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import Everything, is_inside, work_at_hand
@@ -204,7 +204,14 @@ class AIOKafkaInstrumentor(Adapter):
 
     library = "aiokafka"
     requires = ("aiokafka >= 0.11",)
-    rivals = Rivals("aiokafka", "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor")
+    rivals = Rivals(
+        "aiokafka",
+        Rival(
+            "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor",
+            "opentelemetry-instrumentation-aiokafka",
+            entry_point="aiokafka",
+        ),
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(AIOKAFKA, self.engine, lambda: self.is_active)

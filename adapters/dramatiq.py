@@ -35,12 +35,12 @@ from typing import Any, cast
 
 from opentelemetry.context import attach, get_current
 
-from queueprop import guard, words
+from queueprop import guard
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, Settle
 from queueprop.engine.scope import speaking_for
-from queueprop.kit import calls
+from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.process.flush import flush
@@ -90,7 +90,7 @@ class QueuepropMiddleware(Middleware):
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._hooks = _Hooks(words.engine_of(settings, "QueuepropMiddleware"))
+        self._hooks = _Hooks(checks.engine_of(settings, "QueuepropMiddleware"))
         self._children = _Children(self._hooks.engine)
 
     # What a broker calls first, whatever it is used for.

@@ -33,7 +33,7 @@ from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.handlers import equal_to
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import is_spoken_for
@@ -183,7 +183,14 @@ class PikaInstrumentor(Adapter):
 
     library = "pika"
     requires = ("pika >= 1.3",)
-    rivals = Rivals("pika", "opentelemetry.instrumentation.pika:PikaInstrumentor")
+    rivals = Rivals(
+        "pika",
+        Rival(
+            "opentelemetry.instrumentation.pika:PikaInstrumentor",
+            "opentelemetry-instrumentation-pika",
+            entry_point="pika",
+        ),
+    )
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(PIKA, self.engine, lambda: self.is_active)

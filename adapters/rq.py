@@ -48,12 +48,13 @@ import wrapt
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, Span, get_tracer_provider
 
-from queueprop import guard, no_sdk, words
+from queueprop import guard
+from queueprop.engine import no_sdk
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, error_type_of
 from queueprop.engine.scope import Carried
-from queueprop.kit import calls
+from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.handlers import run_inside
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
@@ -109,7 +110,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
     Every job that the call makes gets a PRODUCER span. A job that was enqueued before keeps its own context.
     Raises TypeError for anything else.
     """
-    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
+    hooks = _Hooks(checks.engine_of(settings, "traced_publish"))
     if hasattr(publish, _TRACED):
         return publish
     call = functools.wraps(publish)(_traced(publish, hooks))
@@ -129,7 +130,7 @@ def traced_consumer(function: F | None = None, *, settings: Settings | None = No
     killed work horse) is seen by a traced worker (``TracedWorker``) or by ``RQInstrumentor``; together they make
     one span.
     """
-    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
+    hooks = _Hooks(checks.engine_of(settings, "traced_consumer"))
     if function is None:
         return functools.partial(_traced_function, hooks=hooks)
     return _traced_function(function, hooks=hooks)
@@ -148,7 +149,7 @@ class TracedWorkerMixin(_WorkerMethods):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        words.check_settings(f"queueprop_settings of {cls.__name__}", cls.queueprop_settings)
+        checks.check_settings(f"queueprop_settings of {cls.__name__}", cls.queueprop_settings)
         before = cls.__mro__[: cls.__mro__.index(TracedWorkerMixin)]
         if any(base.__module__.startswith("rq.") for base in before):
             raise TypeError(
@@ -184,7 +185,7 @@ class TracedWorkerMixin(_WorkerMethods):
 
     @property
     def _hooks(self) -> _Hooks:
-        engine, _ = words.at_hand("queueprop_settings", self.queueprop_settings, None)
+        engine, _ = checks.at_hand("queueprop_settings", self.queueprop_settings, None)
         return _Hooks(engine, spawned="worker")
 
 
@@ -1075,12 +1076,12 @@ def _traced(publish: Any, hooks: _Hooks) -> Callable[..., Any]:
     if _job_decorator_of(publish) is not None:
         return lambda *args, **kwargs: _with_traced_queue(publish, hooks)(*args, **kwargs)
     form = "a method of a queue that enqueues, or a job function's delay, as in traced_publish(queue.enqueue)"
-    raise words.refused("traced_publish", form, publish)
+    raise checks.refused("traced_publish", form, publish)
 
 
 def _is_another_method_of_rq(method: Any) -> bool:
     """Whether it is one that publishes nothing. A subclass may have further ones that do."""
-    return words.library_of(method) == "rq" and method.__name__ not in _PUBLISHES
+    return checks.library_of(method) == "rq" and method.__name__ not in _PUBLISHES
 
 
 _PUBLISHES = (
@@ -1138,7 +1139,7 @@ def _rebuilt(function: types.FunctionType, names: dict[str, Any], closure: Any) 
 
 
 def _traced_function(function: F, hooks: _Hooks) -> F:
-    words.check_handler("traced_consumer", function, "a job's function, as in @traced_consumer")
+    checks.check_handler("traced_consumer", function, "a job's function, as in @traced_consumer")
 
     def begin(args: Arguments, kwargs: Options) -> _Function | None:
         job = get_current_job()

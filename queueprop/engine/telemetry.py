@@ -23,8 +23,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import guard, no_sdk
-from queueprop.engine import semconv
+from queueprop import guard
+from queueprop.engine import no_sdk, semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message, Templates, bounded
 from queueprop.engine.metrics import Instruments
 from queueprop.engine.scope import records, span_context_of

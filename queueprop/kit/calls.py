@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -43,6 +43,22 @@ def hooked(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
         return result
 
     return call
+
+
+def hook_methods(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
+    """Puts hooks around methods of this very object, where there are none of ours yet: for those who patch nothing."""
+    for name, hook in hooks:
+        if not hasattr(vars(owner).get(name), _HOOKED):
+            call = hooked(getattr(owner, name), functools.partial(_on, owner, hook))
+            setattr(call, _HOOKED, True)
+            setattr(owner, name, call)
+
+
+def _on(owner: Any, hook: Hook, wrapped: Wrapped, instance: Any, args: Arguments, kwargs: Options) -> Any:
+    return hook(wrapped, owner, args, kwargs)
+
+
+_HOOKED = "_queueprop_hooked"
 
 
 def wraps(function: Any) -> Callable[[T], T]:

@@ -21,11 +21,11 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from queueprop import guard, words
+from queueprop import guard
 from queueprop.engine.engine import Engine, engine_for
+from queueprop.kit import checks
 from queueprop.kit.calls import Hook
-from queueprop.settings import Hook as SpanHook
-from queueprop.settings import Settings
+from queueprop.settings import Settings, SpanHook
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -308,7 +308,7 @@ def _no_option(name: str) -> str:
 
 def _settings_with(settings: Settings | None, **options: object) -> Settings | None:
     """The settings with the options that are given; None where there is neither."""
-    words.check_settings("instrument", settings)
+    checks.check_settings("instrument", settings)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return dataclasses.replace(settings or Settings(), **given) if given else settings
 
@@ -346,7 +346,7 @@ def _is_installed(library: str) -> bool:
 
 def _load(library: str, word: str) -> Adapter:
     if not isinstance(library, str):
-        raise words.refused(word, f'names of libraries, as in queueprop.{word}("rq", "pika")', library)
+        raise checks.refused(word, f'names of libraries, as in queueprop.{word}("rq", "pika")', library)
     path = ADAPTERS.get(library)
     if path is None:
         raise ValueError(f"queueprop has no adapter for {library!r}; it has: {', '.join(ADAPTERS)}")

@@ -44,7 +44,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from queueprop import guard
 from queueprop.process.flush import Task, last_in_vain, wait_until
-from queueprop.sigterm import stand_in_for_default
+from queueprop.process.sigterm import stand_in_for_default
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
 

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from queueprop import Destination, Message, Settings
-from queueprop.engine import telemetry as spans
 from queueprop.engine import semconv
+from queueprop.engine import telemetry as spans
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.metrics import Instruments
 from tests.telemetry import ORDERS, TRACEPARENT, Telemetry
@@ -341,9 +341,7 @@ class TestLimit:
         for _ in range(2):
             instruments = Instruments(Odd(), "1", 1)
             names = [
-                instruments.attributes_of(one.labels(semconv.SEND, "publish"))[
-                    "messaging.destination.name"
-                ]
+                instruments.attributes_of(one.labels(semconv.SEND, "publish"))["messaging.destination.name"]
                 for one in (destination, Destination("my-queue", "b"))
             ]
             assert names == ["a", "_other"]

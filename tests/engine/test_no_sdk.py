@@ -13,8 +13,9 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Tracer, get_current_span
 
-from queueprop import Message, Settings, no_sdk
-from queueprop.engine import engine as spans
+from queueprop import Message, Settings
+from queueprop.engine import no_sdk
+from queueprop.engine import telemetry as spans
 from queueprop.engine.engine import Engine
 from tests.telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
 

@@ -14,7 +14,8 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN, Span
 
 import queueprop
-from queueprop import Destination, Message, Settings, carry_context, guard, traced_consumer, words
+from queueprop import Destination, Message, Settings, carry_context, guard, traced_consumer
+from queueprop.kit import checks
 from queueprop.kit import instrumentor as adapter
 from tests.telemetry import ORDERS, TRACEPARENT, Telemetry, ids, written
 
@@ -93,7 +94,7 @@ def test_where_a_program_is_set_up(word: Callable[[Any], object], given: Any, fo
         word(given)
     text = str(raised.value)
     assert form in text
-    assert text.endswith(f", not {words.shown(given)}")
+    assert text.endswith(f", not {checks.shown(given)}")
     assert "\n" not in text
     assert len(text) < 300
 
@@ -270,7 +271,7 @@ class TestShown:
     )
     def test_it(self, given: Any, text: str) -> None:
         """A few words in one line, whatever its own representation is or raises."""
-        found = words.shown(given)
+        found = checks.shown(given)
         assert re.fullmatch(text, found)
         assert len(found) < 110
 
@@ -296,7 +297,7 @@ class TestCalls:
     """What may be wrapped by traced_publish and its like."""
 
     def check(self, given: Any, library: str = "pika") -> None:
-        words.check_call(
+        checks.check_call(
             "traced_publish", given, library, ("publish",), "a publish, as in traced_publish(it.publish)"
         )
 
@@ -360,7 +361,7 @@ class TestCalls:
         def named(topic: str, headers: object = None) -> None: ...
 
         def refuse(function: Any) -> None:
-            words.check_call("traced_publish", function, "pika", (), "a publish", takes="headers")
+            checks.check_call("traced_publish", function, "pika", (), "a publish", takes="headers")
 
         takes: tuple[Any, ...] = (named, lambda **options: None, Silent(), mock.Mock())
         for function in (*takes, functools.partial(named, "orders")):
@@ -377,7 +378,7 @@ class TestCalls:
 
     def test_the_libraries_are_those_of_the_adapters(self) -> None:
         """One list."""
-        assert set(adapter.ADAPTERS) == words.LIBRARIES
+        assert set(adapter.ADAPTERS) == checks.LIBRARIES
 
 
 def test_right_words_work_as_before(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
