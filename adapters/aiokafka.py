@@ -35,10 +35,10 @@ from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard
 from queueprop.engine import semconv
-from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Create, Send
-from queueprop.kit import calls, kafka
+from queueprop.kit import calls, checks, kafka
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
@@ -46,7 +46,7 @@ from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_ex
 from queueprop.kit.iteration import AsyncMessages, Begin, MessageList, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import Everything, is_inside, work_at_hand
-from queueprop.kit.words import Words
+from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 from queueprop.wire import propagation
 
@@ -92,8 +92,12 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
         publish: ``send``, ``send_and_wait`` or ``send_batch`` of an AIOKafkaProducer, a ``functools.partial`` of one of
             them, or a coroutine function with the same arguments around ``send``.
         settings: instead of those of the environment.
+
+    Raises TypeError for what can be none of these, as do the other words here.
     """
-    return calls.hooked(publish, _Hooks(AIOKAFKA, engine_for(settings), joins=True).send)
+    takes = None if _name_of(publish) == "send_batch" else "headers"
+    checks.check_call("traced_publish", publish, "aiokafka", _PUBLISH.names, _PUBLISH.form, takes)
+    return calls.hooked(publish, _joining(settings, "traced_publish").send)
 
 
 def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -104,7 +108,9 @@ def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = N
 
     Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
     """
-    return calls.hooked(create, _Hooks(AIOKAFKA, engine_for(settings), joins=True).create_batch)
+    form = "a producer's create_batch, as in traced_create_batch(producer.create_batch)"
+    checks.check_call("traced_create_batch", create, "aiokafka", ("create_batch",), form)
+    return calls.hooked(create, _joining(settings, "traced_create_batch").create_batch)
 
 
 @overload
@@ -173,11 +179,11 @@ def traced_message(
 
 
 def traced_batch(
-    records: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+    records: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each record, as a context manager. Args as for
     ``traced_messages``."""
-    return _words.batch(MessageList.plain(records), destination, settings)
+    return _words.batch(records, destination, settings)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -200,7 +206,11 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
 
 
 class AIOKafkaInstrumentor(Adapter):
-    """Traces every producer and consumer of aiokafka from now on."""
+    """Traces every producer and consumer of aiokafka from now on.
+
+    ``opentelemetry-instrument`` finds it by itself, unless
+    ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_aiokafka``.
+    """
 
     library = "aiokafka"
     requires = ("aiokafka >= 0.11",)
@@ -228,6 +238,7 @@ class AIOKafkaInstrumentor(Adapter):
 
 class _AIOKafka(Library):
     name = "aiokafka"
+    message_form = "record of aiokafka's, as getone and getmany give them"
     settles_each = False
     is_async = True
     loops_pull = True
@@ -268,6 +279,9 @@ class _AIOKafka(Library):
             getattr(consumer, "_group_id", None),
             *_told(getattr(consumer, "_client", None)),
         )
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, ConsumerRecord) or all(hasattr(native, name) for name in _OF_RECORDS)
 
     def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
         record = next((it for it in given if isinstance(it, ConsumerRecord)), None)
@@ -314,7 +328,30 @@ class _AIOKafka(Library):
 
 
 AIOKAFKA = _AIOKafka()
-_words = Words(AIOKAFKA)
+
+_PUBLISH = Call(
+    "a producer's send, send_and_wait or send_batch, as in traced_publish(producer.send)",
+    ("send", "send_and_wait", "send_batch"),
+)
+_words = Words(
+    AIOKAFKA,
+    publish=_PUBLISH,
+    handler="as in @traced_consumer",
+    iterable="a consumer or records, as in traced_messages(consumer)",
+    get=Call("a consumer's getone or getmany, as in traced_get(consumer.getone)", ("getone", "getmany")),
+    settle=Call(
+        "a consumer's commit or a producer's send_offsets_to_transaction, as in traced_settle(consumer.commit)",
+        ("commit", "send_offsets_to_transaction"),
+    ),
+)
+
+
+def _joining(settings: Settings | None, word: str) -> _Hooks:
+    """The hooks of the explicit API, inside those of the instrumentor."""
+    return _Hooks(AIOKAFKA, checks.engine_of(settings, word), joins=True)
+
+
+_OF_RECORDS = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
 
 _WHATEVER = Everything()
 

@@ -28,16 +28,16 @@ from opentelemetry.trace import Span
 from queueprop import guard
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
-from queueprop.kit import calls, rabbitmq
+from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.handlers import equal_to
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import is_spoken_for
-from queueprop.kit.words import Words
+from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered
 
@@ -83,6 +83,8 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
         publish: ``basic_publish`` of a BlockingChannel or a Channel, a ``functools.partial`` of it, or a callable with
             the same arguments around it.
         settings: instead of those of the environment.
+
+    Raises TypeError for what can be none of these, as do the other words here.
     """
     return _words.publish(publish, settings)
 
@@ -114,6 +116,7 @@ def traced_consumer(
         destination: instead of the one that exchange, routing key and queue make.
         settings: instead of those of the environment.
     """
+    checks.check_name("traced_consumer", "queue", queue)
     return _words.consumer(callback, lambda channel: Source(channel, queue), destination, settings)
 
 
@@ -150,7 +153,7 @@ def traced_message(
 
 
 def traced_batch(
-    messages: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+    messages: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each message, as a context manager.
 
@@ -165,6 +168,10 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
     """
+    if isinstance(getattr(get, "__self__", None), Channel) and checks.library_of(get) == "pika":
+        raise checks.refused(
+            "traced_get", f"{_GET.form} (of other channels, decorate the callback by @traced_consumer)", get
+        )
     return _words.get(get, settings)
 
 
@@ -178,19 +185,22 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     return _words.settle(settle, settings)
 
 
+_RIVAL = Rival(
+    "opentelemetry.instrumentation.pika:PikaInstrumentor",
+    "opentelemetry-instrumentation-pika",
+    entry_point="pika",
+)
+
+
 class PikaInstrumentor(Adapter):
-    """Traces every channel of pika that publishes or consumes from now on."""
+    """Traces every channel of pika that publishes or consumes from now on.
+
+    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_pika``.
+    """
 
     library = "pika"
     requires = ("pika >= 1.3",)
-    rivals = Rivals(
-        "pika",
-        Rival(
-            "opentelemetry.instrumentation.pika:PikaInstrumentor",
-            "opentelemetry-instrumentation-pika",
-            entry_point="pika",
-        ),
-    )
+    rivals = Rivals("pika", _RIVAL)
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(PIKA, self.engine, lambda: self.is_active)
@@ -208,6 +218,7 @@ class PikaInstrumentor(Adapter):
 
 class _Pika(Library):
     name = "pika"
+    message_form = "delivery of pika's, (method, properties, body)"
 
     def publication(
         self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped
@@ -218,7 +229,10 @@ class _Pika(Library):
         return _Publication(Publish(*given), channel)
 
     def native(self, given: Any) -> Any:
-        return given if self.is_nothing(given) else Delivery(*given)
+        try:
+            return given if self.is_nothing(given) else Delivery(*given)
+        except TypeError:
+            return given  # no delivery; see ``is_message``
 
     def message(self, delivery: Any) -> Message:
         method, properties = delivery.method, delivery.properties
@@ -253,7 +267,10 @@ class _Pika(Library):
         return None
 
     def is_nothing(self, native: Any) -> bool:
-        return native is None or native[0] is None
+        return native is None or (isinstance(native, tuple) and native[:1] == (None,))
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, Delivery) and hasattr(native.properties, "headers")
 
     def identity(self, native: Any) -> tuple[object, Hashable]:
         return native[0], None  # it goes with the message wherever the user takes it
@@ -287,7 +304,23 @@ class _Pika(Library):
 
 
 PIKA = _Pika()
-_words = Words(PIKA)
+
+_GET = Call("a BlockingChannel's basic_get, as in traced_get(channel.basic_get)", ("basic_get",))
+_words = Words(
+    PIKA,
+    publish=Call(
+        "a channel's basic_publish, as in traced_publish(channel.basic_publish)",
+        ("basic_publish",),
+        takes="properties",
+    ),
+    handler='as in @traced_consumer(queue="orders")',
+    iterable='a loop over messages, as in traced_messages(channel.consume("orders"))',
+    get=_GET,
+    settle=Call(
+        "a channel's basic_ack, basic_nack or basic_reject, as in traced_settle(channel.basic_ack)",
+        ("basic_ack", "basic_nack", "basic_reject"),
+    ),
+)
 
 _DELIVERIES = (Basic.Deliver, Basic.GetOk)
 _PROPERTIES = 3  # its place among the arguments of basic_publish
@@ -466,7 +499,7 @@ def _is_wrapped_by_another(channel: Any) -> bool:
             guard.mistake(
                 "instrumenting pika",
                 "opentelemetry.instrumentation.pika has instrumented a channel, and a channel stays so; queueprop "
-                "leaves that one to it. To have queueprop's spans, never instrument it with the other",
+                f"leaves that one to it; {how_to_choose('pika', _RIVAL)}",
             )
             return True
     return False

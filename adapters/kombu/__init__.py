@@ -27,14 +27,14 @@ from opentelemetry.trace import Span
 
 from queueprop.engine.message import Destination
 from queueprop.engine.message import Message as CoreMessage
-from queueprop.kit import calls, rabbitmq
+from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import is_carried
-from queueprop.kit.words import Words
+from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered
 
@@ -85,9 +85,6 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Raises TypeError for anything else.
     """
-    method = _method(publish)
-    if not isinstance(_producer_of(method), Producer) or parameters_of(method) is None:
-        raise TypeError(f"traced_publish wraps Producer.publish or SimpleQueue.put, not {publish!r}")
     return _words.publish(publish, settings)
 
 
@@ -119,6 +116,7 @@ def traced_consumer(
         destination: instead of the one that exchange, routing key and queue make.
         settings: instead of those of the environment.
     """
+    checks.check_name("traced_consumer", "queue", queue)
     return _words.consumer(callback, lambda _: Source(None, queue), destination, settings)
 
 
@@ -154,7 +152,7 @@ def traced_message(
 
 
 def traced_batch(
-    messages: Sequence[Message], destination: Destination | None = None, *, settings: Settings | None = None
+    messages: Iterable[Message], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each message, as a context manager.
 
@@ -175,8 +173,6 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     Raises TypeError for anything else.
     """
-    if not isinstance(getattr(_method(get), "__self__", None), (Queue, SimpleBase)):
-        raise TypeError(f"traced_get wraps Queue.get or SimpleQueue.get, not {get!r}")
     return _words.get(get, settings)
 
 
@@ -188,9 +184,6 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
 
     Raises TypeError for anything else.
     """
-    method = _method(settle)
-    if not isinstance(getattr(method, "__self__", None), Message) or method.__name__ not in _SETTLEMENTS:
-        raise TypeError(f"traced_settle wraps Message.ack, reject or requeue, not {settle!r}")
     return _words.settle(settle, settings)
 
 
@@ -199,6 +192,8 @@ class KombuInstrumentor(Adapter):
 
     Celery's own traffic is left alone: its events and remote control, and its consumers. A task message has a
     PRODUCER span unless Celery's own instrumentation made one.
+
+    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_kombu``.
     """
 
     library = "kombu"
@@ -221,6 +216,7 @@ _SETTLEMENTS = ("ack", "reject", "requeue")
 
 class _Kombu(Library):
     name = "kombu"
+    message_form = "message of kombu's, as get and itermessages give them"
 
     def publication(
         self, producer: Any, args: Arguments, kwargs: Options, call: Wrapped
@@ -266,8 +262,11 @@ class _Kombu(Library):
         return None if message is None else (message, None)
 
     def native(self, given: Any) -> Any:
-        found = self.delivery_among(given if isinstance(given, tuple) else (given,))
-        return None if found is None else found[0]
+        found = self.delivery_among(given) if isinstance(given, tuple) else None
+        return given if found is None else found[0]
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, Message) or all(hasattr(native, name) for name in _OF_MESSAGES)
 
     def identity(self, message: Any) -> tuple[object, None]:
         if type(message).__weakrefoffset__:
@@ -296,7 +295,40 @@ class _Anchor:
 
 
 KOMBU = _Kombu()
-_words = Words(KOMBU)
+_OF_MESSAGES = ("__dict__", "body", "channel", "delivery_info", "delivery_tag", "headers", "properties")
+
+
+def _owner(function: Any) -> Any:
+    return getattr(_method(function), "__self__", None)
+
+
+def _publishes(publish: Any) -> bool:
+    method = _method(publish)
+    return isinstance(_producer_of(method), Producer) and parameters_of(method) is not None
+
+
+_words = Words(
+    KOMBU,
+    publish=Call(
+        "Producer.publish or SimpleQueue.put, as in traced_publish(producer.publish)",
+        ("publish", "put"),
+        is_one=_publishes,
+    ),
+    handler='as in @traced_consumer(queue="orders")',
+    iterable="a loop over messages, as in traced_messages(itermessages(connection, channel, queue))",
+    get=Call(
+        "Queue.get or SimpleQueue.get, as in traced_get(queue.get)",
+        ("get", "get_nowait"),
+        is_one=lambda get: isinstance(_owner(get), (Queue, SimpleBase)),
+    ),
+    settle=Call(
+        "Message.ack, reject or requeue, as in traced_settle(message.ack)",
+        _SETTLEMENTS,
+        is_one=lambda settle: (
+            isinstance(_owner(settle), Message) and _method(settle).__name__ in _SETTLEMENTS
+        ),
+    ),
+)
 
 
 class _Hooks(Hooks):

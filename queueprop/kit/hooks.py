@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import HandledAgain, Process, ProcessBatch, Settle
 from queueprop.engine.scope import Scope, current_scope
+from queueprop.kit import checks
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.deliveries import Delivery
 from queueprop.kit.handlers import run_inside
@@ -66,6 +67,7 @@ class Hooks:
         self.engine = engine
         self.is_active = is_active
         self.settles = engine.settings.settle_spans
+        self._reading = f"reading a message of {library.name}"
         self._leaves_some_alone = is_active is not _always
 
     # Publishing
@@ -256,7 +258,11 @@ class Hooks:
     # Handling
 
     def callback(
-        self, handler: F, source: Callable[[Any], Source] = Source, destination: Destination | None = None
+        self,
+        handler: F,
+        source: Callable[[Any], Source] = Source,
+        destination: Destination | None = None,
+        wants_message: bool = False,
     ) -> F:
         """A handler that runs inside its message's span, wherever among its arguments the message is.
 
@@ -264,12 +270,17 @@ class Hooks:
             handler: sync, async or a generator function.
             source: makes a source of what stands beside the message among the arguments (a channel).
             destination: instead of the one that the message tells.
+            wants_message: whether a call without any is somebody's mistake.
         """
-        among = self.library.delivery_among
+        library = self.library
 
         def begin(args: Arguments, kwargs: Options) -> Scope | None:
-            found = among((*args, *kwargs.values()) if kwargs else args)
-            return None if found is None else self.process(found[0], source(found[1]), destination)
+            found = library.delivery_among((*args, *kwargs.values()) if kwargs else args)
+            if found is not None:
+                return self.process(found[0], source(found[1]), destination)
+            if wants_message:
+                checks.say_no_message(handler, f"a {library.message_form}")
+            return None
 
         return run_inside(handler, begin)
 
@@ -322,7 +333,7 @@ class Hooks:
         library = self.library
 
         def begin(given: Any) -> Scope | None:
-            native = library.native(given)
+            native = self._native(given)
             process = self.process(native, source, destination)
             if isinstance(process, Process):
                 library.deliveries.of(native).was_looped = True
@@ -333,15 +344,26 @@ class Hooks:
     def handled(self, given: Any, destination: Destination | None = None) -> AbstractContextManager[Span]:
         """``process`` for one pulled message, as a context manager in any case."""
         try:
-            native = self.library.native(given)
+            native = self._native(given)
             self._tell_of_workers(native)
             return self.process(native, None, destination) or nullcontext(INVALID_SPAN)
         except Exception as error:
-            guard.fault(f"reading a message of {self.library.name}", error)
+            guard.fault(self._reading, error)
             return nullcontext(INVALID_SPAN)
 
+    def _native(self, given: Any) -> Any:
+        """The message; None where there is none in it."""
+        library = self.library
+        native = library.native(given)
+        if library.is_nothing(native):
+            return None
+        if library.is_message(native):
+            return native
+        checks.say(self._reading, f"it is no {library.message_form}, and has no span", given)
+        return None
+
     def _tell_of_workers(self, native: Any) -> None:
-        delivery = None if self.library.is_nothing(native) else self.library.deliveries.find(native)
+        delivery = None if native is None else self.library.deliveries.find(native)
         if delivery is None or not delivery.was_looped:
             return
         process = delivery.process
@@ -354,12 +376,12 @@ class Hooks:
             )
 
     def handled_together(
-        self, given: Sequence[Any], destination: Destination | None = None
+        self, given: Iterable[Any], destination: Destination | None = None
     ) -> AbstractContextManager[Span]:
         """The handling of several deliveries at once, as a context manager in any case."""
         try:
-            natives = [self.library.native(it) for it in given]
-            return self._batch([it for it in natives if not self.library.is_nothing(it)], destination)
+            natives = [self._native(it) for it in given]
+            return self._batch([it for it in natives if it is not None], destination)
         except Exception as error:
             guard.fault(f"reading the messages of a batch of {self.library.name}", error)
             return nullcontext(INVALID_SPAN)

@@ -27,6 +27,9 @@ class Library(ABC):
     name: ClassVar[str]
     """As its users call it: in the log, and as the name of its extra."""
 
+    message_form: ClassVar[str]
+    """What its messages are, to who gives something else: ``message of kombu's, as get and itermessages give them``."""
+
     settles_each: ClassVar[bool] = True
     """Whether a delivery has an ack of its own. Else one commit settles all before it (Kafka)."""
 
@@ -69,6 +72,10 @@ class Library(ABC):
     def is_nothing(self, native: Any) -> bool:
         """Whether it is no message: an idle tick, what an empty queue gives."""
         return native is None
+
+    def is_message(self, native: Any) -> bool:
+        """Whether it is a message, or looks like one: a double of somebody's tests."""
+        return True
 
     def identity(self, native: Any) -> tuple[object, Hashable] | None:
         """A holder and a key that tell this delivery from every other; see ``Kept``. None: nothing does."""

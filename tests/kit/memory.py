@@ -18,7 +18,7 @@ from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rivals
 from queueprop.kit.iteration import Begin, MessageList, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.words import Words
+from queueprop.kit.words import Call, Words
 from queueprop.wire.headers import is_altered
 
 
@@ -83,6 +83,7 @@ class Channel:
 
 class MemoryLibrary(Library):
     name = "memory"
+    message_form = "parcel, as get gives it"
 
     def __init__(self, *, settles_each: bool = True, loops_pull: bool = False) -> None:
         super().__init__()
@@ -110,6 +111,9 @@ class MemoryLibrary(Library):
         return (
             None if parcel is None else (parcel, next((it for it in given if isinstance(it, Channel)), None))
         )
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, Parcel)
 
     def source(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
         queue = calls.given(0, "queue", args, kwargs)
@@ -165,7 +169,20 @@ def _publish_arguments(queue: Any, body: Any, headers: Any = None) -> tuple[Any,
 
 
 MEMORY = MemoryLibrary()
-words = Words(MEMORY)
+
+
+def words_of(library: Library) -> Words:
+    return Words(
+        library,
+        publish=Call("a channel's publish", ("publish", "publish_async"), takes="headers"),
+        handler='as in @traced_consumer(queue="orders")',
+        iterable="a loop over parcels",
+        get=Call("a channel's get", ("get",), is_one=lambda get: "publish" not in str(get)),
+        settle=Call("a channel's ack", ("ack",)),
+    )
+
+
+words = words_of(MEMORY)
 
 
 class MemoryInstrumentor(Adapter):

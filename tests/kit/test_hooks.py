@@ -21,7 +21,6 @@ from queueprop import Destination, Message, Settings, guard, send_span
 from queueprop.engine.engine import engine_for
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.library import Source
-from queueprop.kit.words import Words
 from tests.kit.memory import MEMORY, Channel, MemoryInstrumentor, MemoryLibrary, Parcel, words
 from tests.telemetry import (
     CREATION,
@@ -606,10 +605,10 @@ class TestHandling:
         library = MemoryLibrary()
         library.identity = lambda native: (7, None)  # type: ignore[method-assign]
         library.deliveries._identity = library.identity
-        with Words(library).message(parcel(), None, settings):
+        with words_of(library).message(parcel(), None, settings):
             pass
         library.deliveries._identity = lambda native: None
-        with Words(library).message(parcel(), None, settings):
+        with words_of(library).message(parcel(), None, settings):
             pass
         assert library.deliveries.find(parcel()) is None
         library.deliveries.drop(parcel())
@@ -710,7 +709,7 @@ class TestWorkers:
     def test_loops_that_go_by_pull_calls(self, telemetry: Telemetry, settings: Settings) -> None:
         """A library whose loops pull: what they pull is not the user's, and has no receive span."""
         library = MemoryLibrary(loops_pull=True)
-        channel, theirs = Channel(), Words(library)
+        channel, theirs = Channel(), words_of(library)
         get = theirs.get(channel.get, settings)
         get_async = theirs.get(channel.get_async, settings)
 
@@ -836,7 +835,7 @@ class TestSettle:
     def test_a_library_that_commits(self, telemetry: Telemetry, settling: Settings, channel: Channel) -> None:
         """Of a partition the last that was handled counts: what was only pulled does not; again is a commit, too."""
         library = MemoryLibrary(settles_each=False)
-        theirs = Words(library)
+        theirs = words_of(library)
         channel.publish("orders", "hello")
         pulled = theirs.get(channel.get, settling)("orders")
         assert pulled is not None
