@@ -21,7 +21,7 @@ from queueprop import Destination, Message, Settings, guard, send_span
 from queueprop.engine.engine import engine_for
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.library import Source
-from tests.kit.memory import MEMORY, Channel, MemoryInstrumentor, MemoryLibrary, Parcel, words
+from tests.kit.memory import MEMORY, Channel, MemoryInstrumentor, MemoryLibrary, Parcel, words, words_of
 from tests.telemetry import (
     CREATION,
     ORDERS,
