@@ -344,13 +344,18 @@ class _Hooks(Hooks):
         return self._register("callback", wrapped, channel, args, kwargs)
 
     def _register(self, name: str, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        callback = calls.given(1, name, args, kwargs)
-        if not callable(callback) or str(getattr(callback, "__module__", "")).startswith("pika."):
-            return wrapped(*args, **kwargs)
-        queue, auto_ack = calls.given(0, "queue", args, kwargs), calls.given(2, "auto_ack", args, kwargs)
-        source = Source(channel, queue, bool(auto_ack))
-        traced = equal_to(callback, self.callback(callback, lambda _: source))
-        args, kwargs = calls.replaced(1, name, traced, args, kwargs)
+        try:
+            callback = calls.given(1, name, args, kwargs)
+            if callable(callback) and not str(getattr(callback, "__module__", "")).startswith("pika."):
+                queue, auto_ack = (
+                    calls.given(0, "queue", args, kwargs),
+                    calls.given(2, "auto_ack", args, kwargs),
+                )
+                source = Source(channel, queue, bool(auto_ack))
+                traced = equal_to(callback, self.callback(callback, lambda _: source))
+                args, kwargs = calls.replaced(1, name, traced, args, kwargs)
+        except Exception as error:
+            guard.fault("wrapping a callback of pika", error)
         return wrapped(*args, **kwargs)
 
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
@@ -390,7 +395,10 @@ class _Hooks(Hooks):
     def recover(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``basic_recover``: what is unsettled comes again, with other delivery tags."""
         result = wrapped(*args, **kwargs)
-        self.library.unsettled.clear(_channel_below(channel))
+        try:
+            self.library.unsettled.clear(_channel_below(channel))
+        except Exception as error:
+            guard.fault("forgetting what pika asked for again", error)
         return result
 
 
@@ -444,7 +452,9 @@ class _Publication(Publication):
         self._properties.headers = headers
         try:
             return sum(map(len, self._properties.encode())) + _FRAME <= limit
-        except Exception:
+        except Exception as error:
+            if guard.is_not_ours(error):
+                raise
             return True  # pika says what is wrong with them
 
 

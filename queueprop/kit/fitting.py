@@ -29,7 +29,7 @@ def fitted(
             shorten.
         fits: whether a message with these headers is within the limit.
         where: for the log, where nothing of it has room: ``publishing with pika``.
-        about: for the log: the destination.
+        about: for the log: the destination's name.
     """
     if fits(written):
         return written
@@ -41,6 +41,8 @@ def fitted(
         headers.remove(shorter, names)
         if fits(shorter):
             return shorter
-    guard.mistake(where, "a message leaves no room for a trace context; it goes out without one", about=about)
+    guard.mistake(
+        where, "a message leaves no room for a trace context; it goes out without one", about=f"to {about}"
+    )
     propagation.write(bare, Context())  # nor with an earlier one
     return bare

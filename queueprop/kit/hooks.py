@@ -300,7 +300,7 @@ class Hooks:
         earlier = delivery.process
         if earlier is not None and earlier.is_to_join:
             return HandledAgain(earlier)
-        source = source or delivery.source
+        source = delivery.source = source or delivery.source
         destination = destination or delivery.destination or library.consumed_from(native, source)
         message = library.message(native)
         process = self.engine.process(destination, message, is_counted=not delivery.is_counted)
@@ -504,9 +504,11 @@ class _Settling:
         if not isinstance(scope, Process) or scope.closed or scope.message.native is None:
             return None
         library, native = self._library, scope.message.native
-        place = library.settlement_of(native, None)
         delivery = library.deliveries.find(native)
-        if place is None or place[0] is not None or delivery is None or delivery.is_settled:
+        if delivery is None or delivery.is_settled:
+            return None
+        place = library.settlement_of(native, delivery.source)
+        if place is None or place[0] is not None:
             return None
         if not self._settlement.is_about(place[1]):
             return None
