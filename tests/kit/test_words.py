@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from queueprop import Destination, Settings
+from queueprop.kit.library import Source
 from queueprop.testing import CapturedSpans
 
 from .memory import Channel, words
@@ -47,7 +48,7 @@ def test_what_is_no_settings_is_refused() -> None:
         with pytest.raises(TypeError, match="wants Settings"):
             word(given, wrong)
     with pytest.raises(TypeError, match="wants Settings"):
-        words.consumer(None, Any, None, wrong)
+        words.consumer(None, Source, None, wrong)
 
 
 @pytest.mark.parametrize("handler", ["orders", Channel, 3])
@@ -55,9 +56,9 @@ def test_what_is_no_handler_is_refused(handler: Any) -> None:
     """When it is decorated, bare or with options."""
     form = r'wants a function or method, as in @traced_consumer\(queue="orders"\)'
     with pytest.raises(TypeError, match=form):
-        words.consumer(handler, Any, None, None)
+        words.consumer(handler, Source, None, None)
     with pytest.raises(TypeError, match=form):
-        words.consumer(None, Any, None, None)(handler)  # type: ignore[operator]
+        words.consumer(None, Source, None, None)(handler)
 
 
 def test_what_is_no_destination_is_refused_or_not_used(
@@ -66,7 +67,7 @@ def test_what_is_no_destination_is_refused_or_not_used(
     """Refused by a decorator; where a message is at hand it has the destination that it tells, and one line says so."""
     wrong: Any = "orders"
     with pytest.raises(TypeError, match="wants a Destination"):
-        words.consumer(None, Any, wrong, None)
+        words.consumer(None, Source, wrong, None)
     channel = Channel()
     channel.publish("orders", "1")
     with words.message(channel.get("orders"), wrong, None):
