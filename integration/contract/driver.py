@@ -11,14 +11,18 @@ import itertools
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from integration.contract.actions import Handler, do
 from queueprop import Settings
 from queueprop.kit.instrumentor import Adapter
+
+T = TypeVar("T")
+
+Scope = Callable[[T], AbstractContextManager[Any]]
 
 Api = Literal["explicit", "instrumentor"]
 
@@ -136,6 +140,8 @@ class Driver(ABC):
     is_quick: ClassVar[bool] = False
     """Whether all of its styles are shown where time counts (``--columns=quick``): its broker is in the process."""
 
+    styles: ClassVar[Sequence[str]] = ()
+    """The library's ways to consume; the first is shown everywhere."""
     ways: ClassVar[Sequence[str]] = ("publish",)
     """The library's calls that publish, each of which makes one message out of one body."""
     batch_ways: ClassVar[Sequence[str]] = ()
@@ -165,9 +171,11 @@ class Driver(ABC):
     # What the column is.
 
     @classmethod
-    @abstractmethod
     def columns(cls) -> Sequence[Column]:
         """Every style of the library's with every API."""
+        return [
+            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
+        ]
 
     @classmethod
     def absent(cls, column: Column) -> str | None:
@@ -320,6 +328,27 @@ class Driver(ABC):
         """Begins to consume and leaves after the first message by one of ``exits``, which it also swallows."""
         raise NotImplementedError
 
+    def leave_loop(
+        self, how: str, loop: Iterable[T], handle: Callable[[T], object], scope: Scope[T] = nullcontext
+    ) -> None:
+        """Handles the first message of a loop and leaves it: by ``break``, ``return`` or an exception.
+
+        ``scope`` is around the loop's body: ``with traced_message(message)``.
+        """
+        with contextlib.suppress(_LeftError):
+            _handle_first(how, loop, handle, scope)
+
+    async def leave_loop_async(
+        self,
+        how: str,
+        loop: AsyncIterable[T],
+        handle: Callable[[T], Awaitable[object]],
+        scope: Scope[T] = nullcontext,
+    ) -> None:
+        """The same for ``async for``."""
+        with contextlib.suppress(_LeftError):
+            await _handle_first_async(how, loop, handle, scope)
+
     def consume_killed(self, handler: Handler) -> None:
         """Consumes in a process that ``handler`` kills with SIGKILL, then lets the library notice and
         redeliver.
@@ -412,3 +441,31 @@ class Driver(ABC):
 
     def process_attributes(self) -> dict[str, Any]:
         return {}
+
+
+class _LeftError(Exception):
+    """A loop's body raises it to leave."""
+
+
+def _handle_first(how: str, loop: Iterable[T], handle: Callable[[T], object], scope: Scope[T]) -> None:
+    for message in loop:
+        with scope(message):
+            handle(message)
+            if how == "break":
+                break
+            if how == "return":
+                return
+            raise _LeftError
+
+
+async def _handle_first_async(
+    how: str, loop: AsyncIterable[T], handle: Callable[[T], Awaitable[object]], scope: Scope[T]
+) -> None:
+    async for message in loop:
+        with scope(message):
+            await handle(message)
+            if how == "break":
+                break
+            if how == "return":
+                return
+            raise _LeftError
