@@ -480,7 +480,7 @@ def _at_most(headers: Any) -> int:
     return size
 
 
-_FRAME = 64  # what stands around the properties in a frame, and to spare
+_FRAME = 20  # bytes that stand around the properties in their frame
 _OTHER_PROPERTIES = 13 * 256
 _UNKNOWN = 1 << 40
 

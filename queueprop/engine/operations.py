@@ -408,6 +408,7 @@ class Process(Operation):
 
     _missing: str | None = None
     _waited: float | None = None
+    _is_of_batch = False
     _creation: SpanContext = INVALID_SPAN_CONTEXT
     _incoming: Context | None = None
     _failure: BaseException | None = None
@@ -439,7 +440,7 @@ class Process(Operation):
         self._creation, self._incoming = found.span_context, incoming
         links = self._links(found, parent)
         if current:
-            self._is_counted = self._is_counted and not _is_in_batch(current)
+            self._is_of_batch = _is_in_batch(current)
             _link_ambient(links, current, parent)
         span = self._start(parent, _attributes(self.labels, message, self._waited), links)
         message.process_context = self.attach(_inside(current, incoming, span), current)
@@ -498,9 +499,10 @@ class Process(Operation):
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
-        if not self._is_counted:
-            return
-        instruments.consumed.add(1, attributes)
+        if self._is_of_batch:
+            return  # which has counted it
+        if self._is_counted:
+            instruments.consumed.add(1, attributes)
         self._count_missing(instruments, self._missing)
         if self._waited is not None:
             instruments.queue_time.record(self._waited, instruments.attributes_of(self.labels), self._context)

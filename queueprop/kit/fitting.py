@@ -25,8 +25,8 @@ def fitted(
 
     Args:
         written: the headers with all of it.
-        plain: makes the headers as they were, ours to write to. Where these do not fit either it is not ours to
-            shorten.
+        plain: makes the headers as they were, ours to write to. Where these do not fit either they go out as they
+            are: the library has its answer to that.
         fits: whether a message with these headers is within the limit.
         where: for the log, where nothing of it has room: ``publishing with pika``.
         about: for the log: the destination's name.
@@ -35,7 +35,7 @@ def fitted(
         return written
     bare = plain()
     if not fits(bare):
-        return written
+        return bare
     for names in (("baggage",), ("baggage", "tracestate")):
         shorter = copy.copy(written)
         headers.remove(shorter, names)

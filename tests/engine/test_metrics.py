@@ -108,6 +108,18 @@ def test_a_delivery(telemetry: Telemetry, engine: Engine) -> None:
     assert telemetry.points(CLIENT_DURATION) == telemetry.points(MISSING) == []
 
 
+def test_a_delivery_that_was_counted_at_its_pull(telemetry: Telemetry, engine: Engine) -> None:
+    """It is not counted again; that it came without a context, and how long it waited, is known at its handling."""
+    message = Message({}, sent_at=time.time() - 5)
+    with engine.process(ORDERS, message, is_counted=False):
+        pass
+    assert telemetry.points(CONSUMED) == []
+    (missing,) = telemetry.points(MISSING)
+    assert missing.value == 1
+    (waited,) = telemetry.points(QUEUE_TIME)
+    assert waited.count == 1
+
+
 def test_a_failed_delivery(telemetry: Telemetry, engine: Engine) -> None:
     """error.type on duration and count; the time in the queue has nothing to do with it."""
     with pytest.raises(Refused), engine.process(ORDERS, Message({}, sent_at=time.time())):
