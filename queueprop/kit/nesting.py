@@ -7,7 +7,7 @@ broker's client: what the lower one does is the same publish, pull or settlement
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -45,8 +45,10 @@ class Mark:
     def __exit__(self, *error: object) -> None:
         self.is_over = True  # for the tasks that were made meanwhile, which have a copy of the variable
         # A coroutine that nobody awaits to its end is closed by the garbage collector, in whatever context that is.
-        with suppress(ValueError):
+        try:  # noqa: SIM105, three calls less for each message
             _innermost.reset(self._token)
+        except ValueError:
+            pass
 
 
 def is_inside(what: What, library: str, about: object = None) -> bool:
