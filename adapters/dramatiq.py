@@ -39,10 +39,10 @@ from queueprop import guard
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, Settle
-from queueprop.engine.scope import speaking_for
 from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.nesting import Everything, speaking_for
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered, text
@@ -310,7 +310,7 @@ class _Hooks:
 
     def consume(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the making of a consumer, which on RabbitMQ begins a loop over a channel of its own."""
-        with speaking_for():
+        with speaking_for(Everything()):
             return wrapped(*args, **kwargs)
 
     def process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
@@ -361,7 +361,7 @@ class _Hooks:
         performance.is_settled = True
         try:
             process, operation = performance.process, "nack" if message.failed else "ack"
-            return self.engine.settle(process.operation.destination, process.message, operation=operation)
+            return self.engine.settle(process.labels.destination, process.message, operation=operation)
         except Exception as error:
             guard.fault("preparing the settlement of a message", error)
             return None

@@ -53,11 +53,12 @@ from queueprop.engine import no_sdk
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, error_type_of
-from queueprop.engine.scope import Carried
+from queueprop.engine.scope import CarriedContext
 from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.handlers import run_inside
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.nesting import Mark, is_inside
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
 from queueprop.wire import propagation
@@ -275,12 +276,16 @@ class _Hooks:
         RQ's own retries and repeats pass ``schedule_job`` too, but with a job that was enqueued before.
         """
         job = calls.given(0, "job", args, kwargs)
+        # The explicit API above the instrumentor publishes the very same job: that is one publish. A function that
+        # runs inside (is_async=False) publishes other jobs.
+        if is_inside("publish", SYSTEM, job):
+            return wrapped(*args, **kwargs)
         try:
             send = self._send(queue, job, args, kwargs)
         except Exception as error:
             guard.fault("preparing the publish of a job", error)
             return wrapped(*args, **kwargs)
-        with send or contextlib.nullcontext():
+        with Mark("publish", SYSTEM, job), send or contextlib.nullcontext():
             if send is not None:
                 _put(job, cast("dict[str, str]", send.messages[0].headers))
             return wrapped(*args, **kwargs)
@@ -296,11 +301,7 @@ class _Hooks:
             native=job,
             describe=_describe_job,
         )
-        # The explicit API above the instrumentor publishes the very same job: that is one publish. A function that
-        # runs inside (is_async=False) publishes other jobs.
-        return self.engine.send(
-            _destination(queue.name, queue.connection), message, owner=f"{SYSTEM} {id(job)}"
-        )
+        return self.engine.send(_destination(queue.name, queue.connection), message)
 
     def publish_many(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``enqueue_many``, which a group calls as well."""
@@ -423,13 +424,13 @@ class _Hooks:
         finally:
             origin.close()
 
-    def _origin(self, job: Any) -> Carried | None:
+    def _origin(self, job: Any) -> CarriedContext | None:
         try:
             process = _Performance(self.engine, job, job.origin, job.connection).process
-            if not self.engine.trusts(process.operation.destination, process.message):
+            if not self.engine.trusts(process.labels.destination, process.message):
                 return None
             found = propagation.read(process.message.headers, self.engine.baggage_allow)
-            return Carried(Context({**get_current(), **found.context}))
+            return CarriedContext(Context({**get_current(), **found.context}))
         except Exception as error:
             guard.fault("reading the context of an abandoned job", error)
             return None
@@ -518,7 +519,7 @@ class _Performance:
             native=job,
         )
         destination = _destination(queue_name, connection)
-        self.process = engine.process(destination, message, owner=SYSTEM, started_at=started_at)
+        self.process = engine.process(destination, message, started_at=started_at)
         self.error: BaseException | None = None
         self._begun = False
 

@@ -55,10 +55,10 @@ from queueprop import Settings, guard
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
 from queueprop.engine.engine import Engine, engine_for
-from queueprop.engine.operations import MessageOperation
-from queueprop.engine.scope import is_spoken_for, speaking_for
+from queueprop.engine.operations import Operation
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.kit.iteration import GeneratorMessages
+from queueprop.kit.nesting import is_spoken_for, speaking_for
 from queueprop.process.flush import flush
 from queueprop.testing import CapturedSpans, assert_no_orphans
 
@@ -746,7 +746,7 @@ class TestFaults:
             (Engine, "settle"),
             (Engine, "start_span"),
             (Engine, "write"),
-            (MessageOperation, "_end"),
+            (Operation, "_end"),
         ],
         ids=lambda it: getattr(it, "__name__", it),
     )
