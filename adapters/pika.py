@@ -294,7 +294,7 @@ class _Pika(Library):
         return None if needs_none else (channel, method.delivery_tag)
 
     def settled(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
-        operation = call.__name__.removeprefix("basic_")
+        operation = str(getattr(call, "__name__", "settle")).removeprefix("basic_")
         tag = calls.given(0, "delivery_tag", args, kwargs) or 0
         is_multiple = operation != "reject" and calls.given(1, "multiple", args, kwargs)
         holders = (_channel_below(channel),)
@@ -447,7 +447,7 @@ class _Publication(Publication):
     def _fits(self, headers: dict[Any, Any]) -> bool:
         """Whether the properties keep to the size of a frame; else the broker would close the connection."""
         limit = getattr(_parameters(self._channel), "frame_max", 0)
-        if not limit or _at_most(headers) < limit:
+        if not isinstance(limit, int) or not limit or _at_most(headers) < limit:
             return True
         self._properties.headers = headers
         try:

@@ -196,7 +196,8 @@ class Hooks:
     def _pulled(self, returned: Any, source: Source, started_at: int) -> Any:
         """What the call's caller is given."""
         try:
-            self._receive(self.library.pulls(returned), source, started_at, None)
+            found = [self._native(given) for given in self.library.pulls(returned)]
+            self._receive([it for it in found if it is not None], source, started_at, None)
             self._tell_unattached()
             if not self.engine.settings.loop_spans:
                 return returned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
@@ -140,4 +141,6 @@ class Words:
     def _is_async(self, function: Any) -> bool:
         while isinstance(function, functools.partial):
             function = function.func
+        if not isinstance(getattr(function, "__code__", None), types.CodeType):
+            return self._library.is_async  # a double of unittest.mock says of itself whatever it is asked
         return self._library.is_async or inspect.iscoroutinefunction(function)

@@ -34,7 +34,6 @@ from queueprop.adapters import dramatiq as of_dramatiq
 from queueprop.adapters import kombu as of_kombu
 from queueprop.adapters import pika as of_pika
 from queueprop.adapters import rq as of_rq
-from queueprop.engine.engine import engine_for
 from queueprop.testing import CapturedSpans
 
 LINK: Any = {"propagation": "link"}
@@ -247,8 +246,13 @@ class TestPika:
     def test_a_callback_that_nobody_decorated(self, channel: Any, caplog: pytest.LogCaptureFixture) -> None:
         """One that the instrumentor has wrapped is its own affair when somebody calls it without a message."""
         registered: list[Any] = []
-        hooks = of_pika._Hooks(engine_for())
-        hooks.consume(lambda queue, callback: registered.append(callback), channel, ("orders", handle), {})
+        instrumentor = of_pika.PikaInstrumentor()
+        instrumentor.instrument()
+        try:
+            channel.basic_consume("orders", handle, consumer_tag="ours")
+            registered.append(channel._consumers["ours"])
+        finally:
+            instrumentor.uninstrument()
         assert registered[0]("no message") == "handled"
         assert caplog.records == []
 
