@@ -58,7 +58,7 @@ from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.operations import Operation
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.kit.iteration import GeneratorMessages
-from queueprop.kit.nesting import is_spoken_for, speaking_for
+from queueprop.kit.nesting import Everything, is_spoken_for, speaking_for
 from queueprop.process.flush import flush
 from queueprop.testing import CapturedSpans, assert_no_orphans
 
@@ -389,14 +389,17 @@ class TestPublish:
         actor(broker).send_with_options(eta=int(time.time() * 1000) + 60_000)
         assert only(captured_spans).attributes["queueprop.message.delay"] == pytest.approx(60, abs=1)
 
-    def test_a_forwarded_context_is_replaced(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
-        """Options of another message, with its context and its times: only the new ones go out."""
+    def test_a_forwarded_message_goes_on_in_its_trace(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Options of another message, sent where no span is current: below its context, and with times of its own."""
         stale = {"traceparent": TRACEPARENT, "tracestate": "a=1", "sent_at": "1.0", "delay": "2.0"}
         actor(broker).send_with_options(queueprop=stale, tenant="a")
         [options] = waiting(broker)
         assert options.keys() == {"queueprop", "tenant"}
-        assert options["queueprop"].keys() == {"traceparent", "sent_at"}
-        assert options["queueprop"]["traceparent"].split("-")[1] != f"{TRACE_ID:032x}"
+        assert options["queueprop"].keys() == {"traceparent", "tracestate", "sent_at"}
+        assert options["queueprop"]["traceparent"].split("-")[1] == f"{TRACE_ID:032x}"
+        assert options["queueprop"]["traceparent"] != TRACEPARENT
         assert float(options["queueprop"]["sent_at"]) > 1
 
     def test_suppressed_a_message_is_left_alone(
@@ -407,14 +410,16 @@ class TestPublish:
             actor(broker).send()
         assert (waiting(broker), list(captured_spans)) == ([{}], [])
 
-    def test_where_there_is_no_context_a_stale_one_is_taken_out(self, api: Api) -> None:
-        """Excluded, outside of any trace: what a forwarded message had goes, and nothing takes its place."""
+    def test_without_a_span_a_forwarded_context_goes_on(self, api: Api) -> None:
+        """Excluded, outside of any trace: what a forwarded message had, and nothing is invented."""
         broker = make_broker()
         with traced(broker, api, Settings(exclude=("orders",))):
             work = actor(broker)
             work.send_with_options(queueprop={"traceparent": TRACEPARENT}, tenant="a")
             work.send()
-        assert waiting(broker) == [{"tenant": "a"}, {}]
+        [forwarded, other] = waiting(broker)
+        assert forwarded["queueprop"]["traceparent"] == TRACEPARENT
+        assert other == {}
 
     def test_a_hook_is_given_the_message(self, api: Api, captured_spans: CapturedSpans) -> None:
         """publish_hook sees Dramatiq's message, consume_hook its delivery."""
@@ -1567,6 +1572,7 @@ class TestChannelsOfPika:
         below = Channel(connection, 1, None)
         below._set_state(Channel.OPEN)
         facade: Any = BlockingChannel(below, SimpleNamespace(_flush_output=lambda *_, **__: None))
+        below._set_cookie(facade)
         instrumentor = pika_adapter.PikaInstrumentor()
         instrumentor.instrument()
         yield facade, below, sent
@@ -1588,7 +1594,7 @@ class TestChannelsOfPika:
     def test_a_loop_over_such_a_channel_is_pika_s_own(self, channels: tuple[Any, Any, list[Any]]) -> None:
         """consume() gives what it gives without us, and is traced again elsewhere."""
         facade, _, _ = channels
-        with speaking_for():
+        with speaking_for(Everything()):
             assert not isinstance(facade.consume("orders"), GeneratorMessages)
         loop = facade.consume("orders")
         assert isinstance(loop, GeneratorMessages)
