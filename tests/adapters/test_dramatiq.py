@@ -56,6 +56,7 @@ from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.operations import Operation
+from queueprop.kit import jobs
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.kit.iteration import GeneratorMessages
 from queueprop.kit.nesting import Everything, is_spoken_for, speaking_for
@@ -747,7 +748,7 @@ class TestFaults:
             (adapter, "_destination"),
             (adapter, "_with_carrier"),
             (adapter, "_Performance"),
-            (adapter._Performance, "_note_failure"),
+            (adapter._Performance, "conclude"),
             (Engine, "settle"),
             (Engine, "start_span"),
             (Engine, "write"),
@@ -1629,7 +1630,7 @@ class TestProcesses:
     def test_children_of_multiprocessing_flush_at_their_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Registered for children that fork, and at once in a child that was spawned; by both APIs."""
         registered: list[Any] = []
-        monkeypatch.setattr(adapter, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
+        monkeypatch.setattr(jobs, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
         monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
         settings = Settings(flush_timeout=1.5)
         adapter.QueuepropMiddleware(settings)
