@@ -206,6 +206,10 @@ class RQDriver(Driver):
         else:
             self._traced(queue.enqueue)(job, body, **options)
 
+    def publish_carrying(self, body: str, fields: Mapping[str, str]) -> None:
+        meta: Any = {adapter.META_KEY: dict(fields)}
+        self.publish(body, meta)
+
     def publish_with(self, body: str, container: object) -> None:
         self._traced(self._queue().enqueue)(self._job, body, meta=container)
 
