@@ -54,10 +54,11 @@ from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, error_type_of
 from queueprop.engine.scope import CarriedContext
-from queueprop.kit import calls, checks
+from queueprop.kit import calls, checks, redis
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.handlers import run_inside
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.jobs import Performance, carrier_for, perform, performance_at_hand, with_carrier
 from queueprop.kit.nesting import Mark, is_inside
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
@@ -294,7 +295,7 @@ class _Hooks:
         if job.enqueued_at is not None or job.started_at is not None:
             return None
         message = Message(
-            headers=_carrier_for(job.meta),
+            headers=carrier_for(job.meta, META_KEY),
             # RQ makes an id up when it is first asked for, and refuses `unique` without one of the caller's.
             id=job._id if kwargs.get("unique") else job.id,
             delay=_delay_until(calls.given(1, "datetime", args, kwargs)),
@@ -313,7 +314,12 @@ class _Hooks:
         try:
             datas[:] = [_with_id(data, queue) for data in datas]
             messages = [
-                Message(headers=_carrier_for(data.meta), id=data.job_id, native=data, describe=_describe_data)
+                Message(
+                    headers=carrier_for(data.meta, META_KEY),
+                    id=data.job_id,
+                    native=data,
+                    describe=_describe_data,
+                )
                 for data in datas
             ]
             send = self.engine.send(_destination(queue.name, queue.connection), messages)
@@ -350,25 +356,9 @@ class _Hooks:
         self, wrapped: Wrapped, job: Any, queue: Any, args: Arguments, kwargs: Options, *, in_horse: bool
     ) -> Any:
         performance = None if _performance_of(job) else self._performance(job, queue)
-        if performance is None:
-            return wrapped(*args, **kwargs)
-        failure: BaseException | None = None
-        pid = os.getpid()
-        token = _current.set(performance)
-        performance.begin()
-        try:
-            return wrapped(*args, **kwargs)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            _current.reset(token)
-            if os.getpid() != pid:
-                _leave_to_parent(performance, in_horse)
-            elif in_horse:
-                _end_in_horse(performance, failure)
-            else:
-                performance.end(failure)
+        if performance is not None:
+            performance.in_horse = in_horse
+        return perform(SYSTEM, performance, wrapped, args, kwargs)
 
     def _performance(self, job: Any, queue: Any) -> _Performance | None:
         horse = _watched.get()
@@ -498,17 +488,22 @@ class _Hooks:
             horse.line.take_back()
 
 
-class _Performance:
+class _Performance(Performance):
     """One job being performed once."""
 
     line: _Line | None = None
     """In a work horse: to its parent."""
+    in_horse = False
+    """Whether the process is one, which RQ ends in ``os._exit``."""
+
+    _begun = False
 
     def __init__(
         self, engine: Engine, job: Any, queue_name: str, connection: Any, started_at: int | None = None
     ) -> None:
         self.engine = engine
         self.job = job
+        self._pid = os.getpid()
         meta = job.meta if isinstance(job.meta, dict) else {}
         self.carrier = meta.get(META_KEY, _NOTHING)
         message = Message(
@@ -518,13 +513,11 @@ class _Performance:
             attempt=_attempt(job, self.carrier),
             native=job,
         )
-        destination = _destination(queue_name, connection)
-        self.process = engine.process(destination, message, started_at=started_at)
-        self.error: BaseException | None = None
-        self._begun = False
+        super().__init__(engine.process(_destination(queue_name, connection), message, started_at=started_at))
 
     def begin(self) -> None:
         """Opens the span; in a work horse, the one that its parent began."""
+        self._pid = os.getpid()
         if self._begun:
             self.process.reattach()
         else:
@@ -535,6 +528,14 @@ class _Performance:
         self.begin()
         self.process.detach()
 
+    def leave(self, failure: BaseException | None) -> None:
+        if os.getpid() != self._pid:
+            _leave_to_parent(self, self.in_horse)
+        elif self.in_horse:
+            _end_in_horse(self, failure)
+        else:
+            self.end(failure)
+
     def kept_meta(self, even_in_empty: bool) -> Any | None:
         """A ``meta`` with the context that the job came with, where the handler has replaced it; else None."""
         meta = self.job.meta
@@ -543,24 +544,17 @@ class _Performance:
         try:
             if not (even_in_empty or meta) or meta.get(META_KEY, _NOTHING) == self.carrier:
                 return None
-            return _with_carrier(meta, self.carrier)
+            return with_carrier(meta, META_KEY, self.carrier)
         except Exception as error:
             guard.fault("keeping the context of a job", error)
             return None
 
-    def end(self, failure: BaseException | None = None) -> None:
-        error = self.error or failure
-        try:
-            if self.process.span.is_recording():
-                self.process.span.set_attributes(_describe_job(self.job))
-            if isinstance(error, SystemExit):
-                # For a job that is a failure, whatever the status.
-                self.process.fail("SystemExit", _text_of(error))
-        except Exception as fault:
-            guard.fault("describing a job", fault)
-        self.process.close(error)
+    def conclude(self, error: BaseException | None) -> None:
+        if self.process.span.is_recording():
+            self.process.span.set_attributes(_describe_job(self.job))
+        super().conclude(error)
 
-    def note(self, told: _Told) -> None:
+    def take_over(self, told: _Told) -> None:
         """What a work horse knew of it that leaves the span to its parent."""
         if told.function:
             self.process.span.set_attribute(_FUNCTION, told.function)
@@ -570,11 +564,9 @@ class _Performance:
 
 _NOTHING = object()
 
-_current: ContextVar[_Performance | None] = ContextVar("queueprop-rq-performance", default=None)
-
 
 def _performance_of(job: Any) -> _Performance | None:
-    performance = _current.get()
+    performance: _Performance | None = performance_at_hand(SYSTEM)
     if performance is None or performance.job.id != getattr(job, "id", None):
         return None
     return performance
@@ -582,8 +574,8 @@ def _performance_of(job: Any) -> _Performance | None:
 
 def _note_failure(job: Any, error: BaseException | None) -> None:
     performance = _performance_of(job)
-    if performance is not None and performance.error is None:
-        performance.error = error
+    if performance is not None:
+        performance.note(error)
 
 
 class _Horse:
@@ -639,7 +631,7 @@ class _Horse:
         if _circuit.is_open:
             _kept.withhold(performance)
         if told is not None:
-            performance.note(told)
+            performance.take_over(told)
         elif failure is None and (self._status != 0 or not self.spawned):
             performance.process.fail(*self._cause())
         performance.end(failure)
@@ -672,14 +664,15 @@ _watched: ContextVar[_Horse | None] = ContextVar("queueprop-rq-horse", default=N
 def _end_in_horse(performance: _Performance, failure: BaseException | None) -> None:
     """Before ``os._exit``: ends the span, hands over what this process has, and tells the parent."""
     line, timeout = performance.line, performance.engine.settings.flush_timeout
+    error = failure if performance.error is None else performance.error
     patience = _circuit.patience(timeout)
     if line is None or patience:
         performance.end(failure)
-        _tell(line, performance, failure, True, _hand_over(timeout, patience))
+        _tell(line, performance, error, True, _hand_over(timeout, patience))
     else:
         # It would get no further than this process. The parent has it as well, and can keep it.
         performance.process.detach()
-        _tell(line, performance, failure, False, None)
+        _tell(line, performance, error, False, None)
 
 
 def _leave_to_parent(performance: _Performance, in_horse: bool) -> None:
@@ -849,7 +842,7 @@ class _Told(NamedTuple):
 def _tell(
     line: _Line | None,
     performance: _Performance,
-    failure: BaseException | None,
+    error: BaseException | None,
     ended: bool,
     answered: bool | None,
 ) -> None:
@@ -858,7 +851,6 @@ def _tell(
     try:
         if ended and line is _parent_line:
             ended = _is_recorded(performance.process.span)
-        error = performance.error or failure
         line.tell(
             _Told(
                 ended,
@@ -1192,17 +1184,7 @@ def _destination_at(name: str, host: str | None, port: int | None) -> Destinatio
 
 
 def _destination(queue_name: str, connection: Any) -> Destination:
-    options = getattr(getattr(connection, "connection_pool", None), "connection_kwargs", {})
-    if "path" in options:  # a Unix socket
-        return _destination_at(queue_name, options["path"], None)
-    host = options.get("host")
-    return _destination_at(queue_name, host, int(options.get("port", 6379)) if host else None)
-
-
-def _carrier_for(meta: Any) -> dict[str, Any]:
-    """Where a publish writes its context: ours, but with what a forwarded ``meta`` has, to be replaced."""
-    stale = meta.get(META_KEY) if isinstance(meta, dict) else None
-    return {**stale} if isinstance(stale, dict) else {}
+    return _destination_at(queue_name, *redis.address_of(connection))
 
 
 def _put(job: Any, carrier: dict[str, str]) -> None:
@@ -1211,7 +1193,7 @@ def _put(job: Any, carrier: dict[str, str]) -> None:
         if carrier and job.retries_left:
             carrier[_RETRIES] = str(job.retries_left)
         if _holds_meta(job):
-            job.meta = _with_carrier(job.meta, carrier)
+            job.meta = with_carrier(job.meta, META_KEY, carrier)
     except Exception as error:
         guard.fault("writing the context of a job", error)
 
@@ -1222,20 +1204,9 @@ def _put_each(datas: _Published, messages: Iterable[Message]) -> None:
             data, carrier = datas[index], cast("dict[str, str]", message.headers)
             if carrier and data.retry:
                 carrier[_RETRIES] = str(data.retry.max)
-            datas[index] = data._replace(meta=_with_carrier(data.meta or {}, carrier))
+            datas[index] = data._replace(meta=with_carrier(data.meta or {}, META_KEY, carrier))
     except Exception as error:
         guard.fault("writing the context of several jobs", error)
-
-
-def _with_carrier(meta: Any, carrier: object) -> Any:
-    if not isinstance(meta, dict) or (not carrier and META_KEY not in meta):
-        return meta
-    copied = copy.copy(meta)
-    if carrier:
-        copied[META_KEY] = carrier
-    else:
-        del copied[META_KEY]
-    return copied
 
 
 def _holds_meta(job: Any) -> bool:

@@ -311,7 +311,7 @@ class TestPublishing:
         with pytest.raises(TypeError, match="traced_publish wants a method of a queue"):
             adapter.traced_publish(publish)
 
-    @pytest.mark.parametrize("break_", ["_destination", "_with_carrier"])
+    @pytest.mark.parametrize("break_", ["_destination", "with_carrier"])
     def test_a_fault_of_ours_does_not_reach_the_publish(
         self, queue: Queue, monkeypatch: pytest.MonkeyPatch, break_: str
     ) -> None:
