@@ -15,27 +15,42 @@ from opentelemetry import trace
 from queueprop.sdk import configure_tracing
 
 FOLDER = "_QUEUEPROP_CELERY_FOLDER"
+"""Where a file tells of each process that has begun or come to its end, and of each task that has begun."""
+BROKER = "_QUEUEPROP_CELERY_BROKER"
 CONFIGURED = "_QUEUEPROP_CELERY_CONFIGURED"
-"""``at import``, ``before celery`` is another module's; ``in each process``, by Celery's signal."""
+"""``at import``, or ``in each process`` by Celery's signal."""
 TASKS_PER_CHILD = "_QUEUEPROP_CELERY_TASKS_PER_CHILD"
 START_METHOD = "_QUEUEPROP_CELERY_START_METHOD"
+"""Of the pool's processes, where Celery can be told (from 5.7 on)."""
 
 
-def make(folder: Path) -> Celery:
-    """The broker is a folder: ends of processes do not ask for more."""
-    made = Celery("integration.celery_ends", broker="filesystem://", task_ignore_result=True)
+def make(broker: str, folder: Path) -> Celery:
+    made = Celery("integration.celery_ends", broker=broker, task_ignore_result=True)
     made.conf.update(
-        broker_transport_options={
-            "data_folder_in": str(folder),
-            "data_folder_out": str(folder),
-            "control_folder": str(folder / "control"),
-        },
+        task_default_queue=folder.name,
         worker_max_tasks_per_child=int(os.environ.get(TASKS_PER_CHILD, "0")) or None,
         worker_prefetch_multiplier=1,
-        worker_pool_start_method=os.environ.get(START_METHOD, "fork"),
+        worker_proc_alive_timeout=60.0,  # a spawned child imports all of this first, which a busy machine does slowly
         broker_connection_retry_on_startup=True,
     )
+    if broker.startswith("filesystem"):
+        data, control = str(folder / "data"), str(folder / "control")
+        made.conf.broker_transport_options = {
+            "data_folder_in": data,
+            "data_folder_out": data,
+            "control_folder": control,
+        }
+    if START_METHOD in os.environ:
+        made.conf.worker_pool_start_method = os.environ[START_METHOD]
     return made
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(FOLDER, "/nonexistent"))
+
+
+def _tell(what: str, number: int) -> None:
+    (_folder() / f"{what}-{number}").touch()
 
 
 def _span(name: str) -> None:
@@ -43,7 +58,7 @@ def _span(name: str) -> None:
 
 
 def _configure(**_: object) -> None:
-    configure_tracing("worker", exit_timeout=float(os.environ.get("EXIT_TIMEOUT", "20")))
+    configure_tracing("worker", exit_timeout=20)
 
 
 if os.environ.get(CONFIGURED) == "at import":
@@ -52,17 +67,23 @@ if os.environ.get(CONFIGURED) == "in each process":
     signals.worker_process_init.connect(_configure, weak=False)
 
 
+def _at_start(**_: object) -> None:
+    _tell("start", os.getpid())
+
+
 def _at_shutdown(**_: object) -> None:
-    (Path(os.environ[FOLDER]) / f"shutdown-{os.getpid()}").touch()
+    _tell("shutdown", os.getpid())
     _span("shutdown")
 
 
+signals.worker_process_init.connect(_at_start, weak=False)
 signals.worker_process_shutdown.connect(_at_shutdown, weak=False)
 
-app = make(Path(os.environ.get(FOLDER, "/nonexistent")))
+app = make(os.environ.get(BROKER, "memory://"), _folder())
 
 
 @app.task(name="work")  # type: ignore[untyped-decorator]
-def work(seconds: float = 0.0) -> None:
+def work(number: int, seconds: float) -> None:
     _span("task")
+    _tell("task", number)
     time.sleep(seconds)

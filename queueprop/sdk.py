@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -206,10 +208,22 @@ class _ProcessExporter(SpanExporter):
             self._pid = os.getpid()
         result = SpanExportResult.FAILURE
         try:
-            result = self._exporter.export(spans)
+            result = self._export(spans)
         finally:
             self.failures += result is not SpanExportResult.SUCCESS
         return result
+
+    def _export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        _blocks_from_now_on()
+        try:
+            result = self._exporter.export(spans)
+        except RuntimeError:
+            if not _blocks_from_now_on():
+                raise
+        else:
+            if result is SpanExportResult.SUCCESS or not _blocks_from_now_on():
+                return result
+        return self._exporter.export(spans)  # the end began meanwhile
 
     def shutdown(self) -> None:
         if self._pid == os.getpid():
@@ -217,6 +231,31 @@ class _ProcessExporter(SpanExporter):
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._pid != os.getpid() or self._exporter.force_flush(timeout_millis) is not False
+
+
+def _blocks_from_now_on() -> bool:
+    """Whether gevent's lookup of the Collector's address blocks, and did not before.
+
+    It is done in a thread of gevent's, and from Python 3.12 on none can be started as soon as the interpreter is
+    ending, which is when the last spans are exported. Better it blocks then.
+    """
+    if not flushing.waits_in_gevent():
+        return False
+    try:
+        monkey, hub = import_module("gevent.monkey"), import_module("gevent").get_hub()
+        blocking = import_module("gevent.resolver.blocking").Resolver
+        if isinstance(hub.resolver, blocking):
+            return False
+        try:
+            monkey.get_original("_thread", "start_new_thread")(int, ())
+        except RuntimeError:
+            hub.resolver = blocking(hub)
+            return True
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        guard.log(logging.DEBUG, "gevent's resolver: %s", error)  # the export may do without
+    return False
 
 
 class _BatchProcessor(BatchSpanProcessor):

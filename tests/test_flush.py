@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 from opentelemetry import metrics, trace
@@ -169,6 +171,61 @@ def test_a_time_limit_of_the_program_goes_through(install: Install, monkeypatch:
     install(object(), object())
     with pytest.raises(TimeLimit):
         flush(A_HANG)
+
+
+class TestHub:
+    """gevent's hub of the thread that flushes is there before another thread has anything to do."""
+
+    @pytest.fixture
+    def order(self, install: Install, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What is asked, in its order."""
+        order: list[str] = []
+        self.hub(monkeypatch, lambda: order.append("hub"))
+        install(Provider(lambda _: order.append("flush")), object())
+        return order
+
+    def hub(self, monkeypatch: pytest.MonkeyPatch, get_hub: Callable[[], object]) -> None:
+        monkeypatch.setitem(sys.modules, "gevent", cast(ModuleType, SimpleNamespace(get_hub=get_hub)))
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def sleep(seconds: float, wait: Callable[[float], object] = time.sleep) -> None:
+            wait(seconds)
+
+        sleep.__module__ = "gevent.hub"
+        monkeypatch.setattr(time, "sleep", sleep)
+
+    def test_patched(self, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is made first."""
+        self.patch(monkeypatch)
+        assert flush(A_HANG) is True
+        assert order == ["hub", "flush"]
+
+    def test_imported_only(self, order: list[str]) -> None:
+        """Whoever waits without it needs none."""
+        assert flush(A_HANG) is True
+        assert order == ["flush"]
+
+    def test_that_cannot_be_made(self, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """It may yet be in time; nothing is raised."""
+
+        def get_hub() -> None:
+            raise ImportError("on purpose")
+
+        self.patch(monkeypatch)
+        self.hub(monkeypatch, get_hub)
+        assert flush(A_HANG) is True
+
+    def test_a_time_limit_goes_through(self, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Here as anywhere."""
+
+        def get_hub() -> None:
+            raise TimeLimit
+
+        self.patch(monkeypatch)
+        self.hub(monkeypatch, get_hub)
+        monkeypatch.setattr(guard, "_not_ours", (TimeLimit,))
+        with pytest.raises(TimeLimit):
+            flush(A_HANG)
 
 
 class TestLastInVain:

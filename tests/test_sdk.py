@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -422,6 +423,119 @@ def test_a_child_has_an_exporter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     exporter.force_flush()
     exporter.shutdown()
     assert [recording.calls for recording in made] == [[], ["export", "export", "force_flush", "shutdown"]]
+
+
+class Blocking:
+    """Stands for gevent's resolver that needs no thread."""
+
+    def __init__(self, hub: object) -> None:
+        pass
+
+
+class TestResolver:
+    """Where gevent has patched, an ending interpreter that starts no thread still finds the Collector."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """Of a gevent whose threads can be started."""
+        hub = SimpleNamespace(resolver="in threads")
+        monkeypatch.setattr(flushing, "waits_in_gevent", lambda: True)
+        self.module(monkeypatch, "gevent", get_hub=lambda: hub)
+        self.module(monkeypatch, "gevent.resolver.blocking", Resolver=Blocking)
+        self.threads(monkeypatch, [None])
+        return hub
+
+    def module(self, monkeypatch: pytest.MonkeyPatch, name: str, **content: object) -> None:
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def threads(self, monkeypatch: pytest.MonkeyPatch, errors: list[Exception | None]) -> None:
+        """What happens when one is started: the first time, the second..., and from the last of them on."""
+
+        def start_new_thread(function: object, arguments: object) -> None:
+            error = errors.pop(0) if errors[1:] else errors[0]
+            if error is not None:
+                raise error
+
+        self.module(monkeypatch, "gevent.monkey", get_original=lambda module, name: start_new_thread)
+
+    no_thread = RuntimeError("can't create new thread at interpreter shutdown")
+
+    def test_while_threads_can_be_started(self, hub: SimpleNamespace) -> None:
+        """Its own resolver goes on, which lets others run."""
+        exporter = sdk._ProcessExporter(InMemorySpanExporter)
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+        assert hub.resolver == "in threads"
+
+    def test_when_they_cannot(self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The one that blocks, rather than none."""
+        self.threads(monkeypatch, [self.no_thread])
+        exporter = sdk._ProcessExporter(InMemorySpanExporter)
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+        assert isinstance(hub.resolver, Blocking)
+
+    @pytest.mark.parametrize("raises", [True, False])
+    def test_an_export_that_the_end_overtakes_is_repeated(
+        self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, raises: bool
+    ) -> None:
+        """Also by an SDK that lets the error through. The second time it blocks."""
+        with_resolvers: list[object] = []
+
+        class Overtaken(InMemorySpanExporter):
+            def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+                with_resolvers.append(hub.resolver)
+                if hub.resolver != "in threads":
+                    return SpanExportResult.SUCCESS
+                if raises:
+                    raise TestResolver.no_thread
+                return SpanExportResult.FAILURE
+
+        self.threads(monkeypatch, [None, self.no_thread])
+        exporter = sdk._ProcessExporter(Overtaken)
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+        assert with_resolvers == ["in threads", hub.resolver]
+        assert isinstance(hub.resolver, Blocking)
+        assert exporter.failures == 0
+
+    @pytest.mark.parametrize("error", [None, no_thread])
+    def test_a_failure_of_another_kind_is_not_repeated(
+        self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    ) -> None:
+        """While threads can be started, and when it blocks already."""
+        exports: list[object] = []
+
+        class Failing(InMemorySpanExporter):
+            def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+                exports.append(spans)
+                if error is None:
+                    return SpanExportResult.FAILURE
+                raise RuntimeError("another one")
+
+        self.threads(monkeypatch, [error])
+        exporter = sdk._ProcessExporter(Failing)
+        if error is None:
+            assert exporter.export([]) is SpanExportResult.FAILURE
+        else:
+            with pytest.raises(RuntimeError, match="another one"):
+                exporter.export([])
+        assert len(exports) == exporter.failures == 1
+
+    def test_a_gevent_that_is_not_as_we_know_it(
+        self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The spans are exported all the same."""
+        self.threads(monkeypatch, [TypeError("on purpose")])
+        exporter = sdk._ProcessExporter(InMemorySpanExporter)
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+        assert hub.resolver == "in threads"
+
+    def test_a_time_limit_goes_through(self, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that a signal handler raises, in whatever greenlet."""
+        self.threads(monkeypatch, [TimeoutError("of the program's")])
+        monkeypatch.setattr(guard, "_not_ours", (TimeoutError,))
+        with pytest.raises(TimeoutError):
+            sdk._ProcessExporter(InMemorySpanExporter).export([])
 
 
 def test_ids_do_not_depend_on_the_random_module() -> None:

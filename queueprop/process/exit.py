@@ -22,7 +22,9 @@ gone one second later at the latest, whatever its own code does meanwhile. Of fo
 half a minute the others try briefly.
 
 With gevent and eventlet, patched in whichever order, what has to run beside the main thread is a greenlet: where the
-program neither waits nor ends after SIGTERM, it gets no turn.
+program neither waits nor ends after SIGTERM, it gets no turn. OpenTelemetry's SDK before 1.34 cannot be flushed where
+eventlet was patched after it was set up: its own thread wakes no greenlet of another. From Python 3.12 on, under
+gevent, the lookup of the Collector's name blocks at the end, and has no bound of ours.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from types import FrameType
 from typing import Any, Generic, Literal, TypeVar
 
 from queueprop import guard
-from queueprop.process.flush import Task, last_in_vain, wait_until
+from queueprop.process.flush import Task, last_in_vain, make_hub, wait_until
 from queueprop.process.sigterm import stand_in_for_default
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -120,8 +122,12 @@ class HandOver:
             return
         if self._terminated:
             return
+        if _makes_hub(frame):
+            self._sigterm.put("again")
+            return
         self._terminated = True
         self._begin(time.monotonic())
+        make_hub()
         ends_already = self._reached or _past_the_program(frame)
         self._sigterm.put("end now" if ends_already else "end in order")
         if not ends_already:
@@ -142,6 +148,8 @@ class HandOver:
         # block has a bound only in a thread of its own.
         _daemon(self._work)
         _daemon(self._insist)
+        # Theirs: a native thread that waits in a greenlet's hub crashes an interpreter that ends.
+        self._sleep = time.sleep
 
     def _before_fork(self) -> None:
         self._forking = True
@@ -178,7 +186,7 @@ class HandOver:
     def _last_moment(self) -> float:
         return self._deadline + min(_LAST_SECOND, self._timeout)
 
-    def _hand_over(self) -> bool:
+    def _hand_over(self, sleep: Callable[[float], object] | None = None) -> bool:
         if self._given_up:
             return False
         now = time.monotonic()
@@ -187,12 +195,16 @@ class HandOver:
         if self._is_child and last_in_vain.began(_TRY_AGAIN, now):
             self._is_brief, deadline = True, min(deadline, now + _BRIEFLY)
         self.run(self._finish)
-        self._given_up = not wait_until(lambda: self._handed_over, deadline)
+        self._given_up = not wait_until(lambda: self._handed_over, deadline, sleep)
         if not self._given_up:
             last_in_vain.clear()
         elif not self._is_brief:
             last_in_vain.note(now)
         return not self._given_up
+
+    def _flush_early(self) -> None:
+        if not self._handed_over:
+            self._attempt(self._flush)
 
     def _finish(self) -> None:
         if self._handed_over:
@@ -222,17 +234,17 @@ class HandOver:
 
     def _end(self, in_order: bool) -> None:
         if in_order:
-            self.run(lambda: self._attempt(self._flush))  # meanwhile: little is left for the end then
-            in_order = wait_until(lambda: self._reached, self._deadline)
-        if not self._hand_over() and not self._reached:
+            self.run(self._flush_early)  # meanwhile: little is left for the end then
+            in_order = wait_until(lambda: self._reached, self._deadline, self._sleep)
+        if not self._hand_over(self._sleep) and not self._reached:
             # Beside: whoever has not ended may stand in a log handler, and holds its lock.
             with suppress(RuntimeError):
                 told = threading.Thread(target=self._tell, name="queueprop-exit", daemon=True)
                 told.start()
-                wait_until(lambda: self._told, self._last_moment)
+                wait_until(lambda: self._told, self._last_moment, self._sleep)
         if in_order:
             # For the exit hooks of others; usually the process is gone by then.
-            time.sleep(max(0.0, self._last_moment - time.monotonic()))
+            self._sleep(max(0.0, self._last_moment - time.monotonic()))
 
     def _tell(self) -> None:
         if self._told:
@@ -315,6 +327,11 @@ def _raise_in_main(error: BaseException) -> None:
     raise error
 
 
+def _makes_hub(frame: FrameType | None) -> bool:
+    """Whether the main thread is making gevent's hub: whoever ends there leaves half of it, and half an import."""
+    return any(_place(it) == ("gevent.hub", "__init__") for it in _and_callers(frame))
+
+
 def _past_the_program(frame: FrameType | None) -> bool:
     """Whether the main thread has left the program: there SystemExit does no good."""
     if not threading.main_thread().is_alive():
@@ -342,7 +359,11 @@ def _is_last_step(frame: FrameType) -> bool:
     """Python's own last steps, which a SystemExit would cut short before the exit hooks: joining threads, and running
     the finalizers of a multiprocessing child (a pool terminates workers that are just ending).
     """
-    module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    module, function = _place(frame)
     if function == "_shutdown":
         return module == "threading" or module.startswith("gevent.monkey")
     return (module, function) == ("multiprocessing.util", "_exit_function")
+
+
+def _place(frame: FrameType) -> tuple[str, str]:
+    return str(frame.f_globals.get("__name__")), frame.f_code.co_name

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import mmap
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from opentelemetry import metrics, trace
 
@@ -43,6 +45,7 @@ def flush(timeout: float | None = None) -> bool:
     began = time.monotonic()
     answers: list[bool] = []
     try:
+        make_hub()
         for provider, run in (
             (trace.get_tracer_provider, run_for_spans),
             (metrics.get_meter_provider, beside),
@@ -72,8 +75,12 @@ or eventlet's patching or after: who has set up the provider may know a thread o
 """
 
 
-def wait_until(is_done: Callable[[], bool], deadline: float) -> bool:
+def wait_until(
+    is_done: Callable[[], bool], deadline: float, sleep: Callable[[float], object] | None = None
+) -> bool:
     """Waits until that is so, at the latest to the deadline (``time.monotonic()``). Returns whether it is.
+
+    ``sleep`` is ``time.sleep`` as it is now; another one for a thread that is older than gevent's patching.
 
     It looks again and again: what is waited for may happen in a native thread and be waited for in a greenlet, and no
     primitive wakes the one from the other in every library and order of patching. It is late by a fifth at most.
@@ -83,9 +90,31 @@ def wait_until(is_done: Callable[[], bool], deadline: float) -> bool:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        time.sleep(min(pause, left))
+        (sleep or time.sleep)(min(pause, left))
         pause = min(pause * 1.2, 0.02)
     return True
+
+
+def make_hub() -> None:
+    """Makes the hub that this thread waits in under gevent. To be called before another thread has work that may wait.
+
+    Where gevent has patched late, native threads wait in hubs, each in its own. The first of all imports modules; who
+    imports what another thread is importing waits for it; and that wait wants a hub. So two first ones at a time end
+    in RecursionError.
+    """
+    if waits_in_gevent():
+        gevent: Any = sys.modules["gevent"]
+        try:
+            gevent.get_hub()
+        except Exception as error:
+            if guard.is_not_ours(error):
+                raise
+            guard.log(logging.DEBUG, "gevent's hub: %s", error)  # whoever waits then has it raised
+
+
+def waits_in_gevent() -> bool:
+    """Whether gevent has patched."""
+    return getattr(time.sleep, "__module__", None) == "gevent.hub"
 
 
 class LastInVain:

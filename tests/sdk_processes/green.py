@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import time
 from typing import Any
+
+A_HANG = 60  # seconds
 
 library, order, scenario = sys.argv[1:]
 green: Any = importlib.import_module(library)
@@ -59,6 +62,40 @@ def normal() -> None:
     if pid:
         os.waitpid(pid, 0)
     span("parent" if pid else "child")
+
+
+class SlowImport:
+    """Takes a while to find gevent's last import before its first hub. Another thread gets there meanwhile."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "pprint":
+            until = time.monotonic() + 0.3
+            while time.monotonic() < until:
+                pass
+
+
+def first_hubs() -> None:
+    """Nobody has waited yet when a flush and the thread that exports do, and the first hub takes a while."""
+    sys.modules.pop("pprint", None)
+    sys.meta_path.insert(0, SlowImport())
+    span("flushed")
+    print("flushed", flush(20), flush=True)
+
+
+def sigterm_in_first_hub() -> None:
+    """The first wait of the program is just making gevent's hub when the signal comes."""
+    hub: Any = importlib.import_module("gevent.hub").Hub
+    of_the_class = hub.backend
+
+    def backend(self: object) -> object:
+        hub.backend = of_the_class
+        signal.raise_signal(signal.SIGTERM)
+        return of_the_class.fget(self)
+
+    hub.backend = property(backend)
+    span("done")
+    os.write(1, b"ready\n")
+    time.sleep(A_HANG)
 
 
 def bounded() -> None:

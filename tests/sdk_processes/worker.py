@@ -137,6 +137,22 @@ def default_in_a_thread() -> None:
     wait_for_signal()
 
 
+def sigterm_consumer() -> None:
+    """An asyncio consumer that hands over by itself, in a thread, before it ends."""
+
+    async def main() -> None:
+        try:
+            os.write(1, b"ready\n")
+            while True:
+                await asyncio.sleep(0.01)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, flush)
+
+    configure()
+    span("done")
+    asyncio.run(main())
+
+
 def sigterm_executor() -> None:
     """An asyncio program that runs its blocking work in threads, which the interpreter waits for at its end."""
 
