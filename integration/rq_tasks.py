@@ -249,7 +249,7 @@ def run_worker(
 ) -> None:
     """Works off a queue in this process and its children."""
     if pause:
-        adapter._PAUSE = pause
+        collector.PAUSE = pause
     if collector:
         configure_tracing("contract", endpoint=collector)
     elif sdk:
