@@ -65,11 +65,17 @@ except ModuleNotFoundError as error:
 
 from queueprop.adapters.rq import collector, performing
 from queueprop.adapters.rq.collector import hand_over
+from queueprop.adapters.rq.horses import JOB_STOPPED as JOB_STOPPED
+from queueprop.adapters.rq.horses import WORK_HORSE_KILLED as WORK_HORSE_KILLED
 from queueprop.adapters.rq.horses import Horse, watched
 from queueprop.adapters.rq.lines import End, Line
 from queueprop.adapters.rq.messages import (
-    META_KEY,
-    SYSTEM,
+    META_KEY as META_KEY,
+)
+from queueprop.adapters.rq.messages import (
+    SYSTEM as SYSTEM,
+)
+from queueprop.adapters.rq.messages import (
     Published,
     delay_until,
     describe_data,
