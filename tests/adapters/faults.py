@@ -18,8 +18,8 @@ OF_ITS_PUBLICATIONS = ("begin", "arguments", "end")
 
 
 def break_word(monkeypatch: pytest.MonkeyPatch, library: Library, word: str) -> None:
-    """Makes one of those raise, whenever it is asked."""
-    if word in OF_ITS_PUBLICATIONS:
+    """Makes one of those, or a method of the library's own publications, raise whenever it is asked."""
+    if not hasattr(library, word):
         _break_publications(monkeypatch, library, word)
         return
     monkeypatch.setattr(library, word, _raise)

@@ -217,6 +217,15 @@ class TestPublishing:
         assert [carried(pull(queue)) for _ in range(2)] == [context_of(inner), context_of(outer)]
         assert parent_of(inner) == context_of(outer)
 
+    def test_the_arguments_of_a_publish_are_looked_up_once(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To look at a signature costs more than to publish."""
+        publish(queue)
+        monkeypatch.setattr("inspect.signature", _raise)
+        publish(queue)
+        assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER] * 2
+
     @pytest.mark.parametrize(
         "way",
         ["pool", "ensure", "autoretry", "retry", "declare", "compat", "reply", "compression", "properties"],
