@@ -280,6 +280,9 @@ class _AIOKafka(Library):
             *_told(getattr(consumer, "_client", None)),
         )
 
+    def is_nothing(self, native: Any) -> bool:
+        return False  # None is no record: nothing of aiokafka's gives it
+
     def is_message(self, native: Any) -> bool:
         return isinstance(native, ConsumerRecord) or all(hasattr(native, name) for name in _OF_RECORDS)
 
