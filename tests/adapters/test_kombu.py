@@ -1114,6 +1114,14 @@ class TestPulling:
             pass
         assert list(captured_spans) == []
 
+    def test_a_message_of_kombu_s_own_class_is_known_again(self, captured_spans: CapturedSpans) -> None:
+        """It takes no weak references, as those of the transports do, and has one span all the same."""
+        message = kombu.Message("hello", headers={"traceparent": TRACEPARENT})
+        for _ in range(2):
+            with adapter.traced_message(message):
+                assert get_current_span().get_span_context().trace_id == int(TRACEPARENT[3:35], 16)
+        assert len(captured_spans) == 1
+
     def test_a_settlement_that_cannot_be_traced_settles(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
