@@ -280,6 +280,9 @@ class _AIOKafka(Library):
             *_told(getattr(consumer, "_client", None)),
         )
 
+    def is_nothing(self, native: Any) -> bool:
+        return False  # None is no record: nothing of aiokafka's gives it
+
     def is_message(self, native: Any) -> bool:
         return isinstance(native, ConsumerRecord) or all(hasattr(native, name) for name in _OF_RECORDS)
 
@@ -376,8 +379,8 @@ class _Hooks(Hooks):
         if is_inside("publish", AIOKAFKA.name):
             args, kwargs = _handed_down(producer, args, kwargs)
             return await wrapped(*args, **kwargs)
-        if self._joins and isinstance(producer, AIOKafkaProducer):
-            _join(producer._message_accumulator, "add_message", add_message)
+        if self._joins:
+            _join_accumulator(producer)
         return await self.publish_async(wrapped, producer, args, kwargs)
 
     def create_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
@@ -480,12 +483,16 @@ def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Argum
         return args, kwargs
     if not isinstance(producer, AIOKafkaProducer):
         return args, kwargs
-    publication.producer = producer
-    plain = _copied(calls.given(_HEADERS, "headers", args, kwargs))
-    if not plain:
+    try:
+        publication.producer = producer
+        plain = _copied(calls.given(_HEADERS, "headers", args, kwargs))
+        if not plain:
+            return args, kwargs
+        propagation.write(plain, Context())
+        return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
+    except Exception as error:
+        guard.fault(_WRITING, error)
         return args, kwargs
-    propagation.write(plain, Context())
-    return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
 
 
 def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: Any, written: Any) -> Any:
@@ -503,14 +510,22 @@ def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: An
 
 
 _HEADERS = 5  # its place among the arguments of send, and of the accumulator's add_message
+_WRITING = "writing the headers of a publish with aiokafka"
 
 
-def _note_value(made: Send | Create, value: Any) -> None:
-    """What the serializers have made of the message's value."""
-    if value is None:
-        made.span.set_attribute(kafka.TOMBSTONE, True)
-    elif made.telemetry.settings.body_size:
-        made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
+def _note(made: Send | Create, value: Any, partition: int | None = None) -> None:
+    """What the serializers have made of the message's value, and the partition that was chosen."""
+    try:
+        if not made.span.is_recording():
+            return
+        if partition is not None:
+            made.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
+        if value is None:
+            made.span.set_attribute(kafka.TOMBSTONE, True)
+        elif made.telemetry.settings.body_size:
+            made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
+    except Exception as error:
+        guard.fault("describing a message of aiokafka", error)
 
 
 _ADDED = ("tp", "key", "value")
@@ -524,14 +539,12 @@ async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwarg
     try:
         where, key, value = (calls.given(i, name, args, kwargs) for i, name in enumerate(_ADDED))
         send, given = publication.send, publication.given
-        if send.span.is_recording() and where.topic == given.topic:
-            if given.partition is None:
-                send.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(where.partition))
-            _note_value(send, value)
+        if where.topic == given.topic:
+            _note(send, value, where.partition if given.partition is None else None)
         written = publication.headers_of_record(key, value, calls.given(_HEADERS, "headers", args, kwargs))
         args, kwargs = calls.replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
-        guard.fault("writing the headers of a publish with aiokafka", error)
+        guard.fault(_WRITING, error)
     return await wrapped(*args, **kwargs)
 
 
@@ -559,21 +572,14 @@ class _Batch:
 
     def append(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``append``: a create span, where the batch takes the message."""
-        given = kwargs.get("headers")
-        copied = _copied(given)
-        if not self._is_active() or copied is None:
-            return wrapped(*args, **kwargs)
         try:
-            key, value, timestamp = kwargs.get("key"), kwargs.get("value"), kwargs.get("timestamp")
-            native = Publish(None, value, key, None, timestamp, given)
-            message = Message(headers=copied, attributes=kafka.key_attributes(key), native=native)
-            create = self._engine.create(_published_to(None, None, self._producer), message)
-            create.open()
+            pending = self._prepared(kwargs)
         except Exception as error:
             guard.fault("preparing a message of a batch with aiokafka", error)
+            pending = None
+        if pending is None:
             return wrapped(*args, **kwargs)
-        going_out = list(given or ())
-        self._pending = create, copied, going_out
+        create, _, going_out = self._pending = pending
         try:
             metadata = wrapped(*args, **{**kwargs, "headers": going_out})
         finally:
@@ -581,6 +587,19 @@ class _Batch:
         if metadata is not None:
             self._created.append(create)
         return metadata
+
+    def _prepared(self, kwargs: Options) -> tuple[Create, list[Any], list[Any]] | None:
+        """The span of a message, its headers with the context, and those that go out so far."""
+        given, key = kwargs.get("headers"), kwargs.get("key")
+        copied = _copied(given)
+        if copied is None or not self._is_active():
+            return None
+        going_out = list(copied)
+        native = Publish(None, kwargs.get("value"), key, None, kwargs.get("timestamp"), given)
+        message = Message(headers=copied, attributes=kafka.key_attributes(key), native=native)
+        create = self._engine.create(_published_to(None, None, self._producer), message)
+        create.open()
+        return create, copied, going_out
 
     def serialize(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``_serialize``, behind which the size of the message is known, and before its headers are used."""
@@ -590,7 +609,7 @@ class _Batch:
             return key, value
         try:
             create, written, going_out = pending
-            _note_value(create, value)
+            _note(create, value)
             going_out[:] = _with_room(self._producer, None, key, value, going_out, written)
         except Exception as error:
             guard.fault("writing the headers of a message of a batch with aiokafka", error)
@@ -619,6 +638,14 @@ def _takes_headers(accumulator: Any) -> bool:
 
 
 _HEADERS_SINCE = (0, 11)
+
+
+def _join_accumulator(producer: Any) -> None:
+    try:
+        if isinstance(producer, AIOKafkaProducer):
+            _join(producer._message_accumulator, "add_message", add_message)
+    except Exception as error:
+        guard.fault("preparing a publish with aiokafka", error)
 
 
 def _join(instance: Any, name: str, hook: Hook) -> None:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from opentelemetry.trace import Span
 
+from queueprop import guard
 from queueprop.engine.message import Destination
 from queueprop.engine.message import Message as CoreMessage
 from queueprop.kit import calls, checks, rabbitmq
@@ -271,9 +272,8 @@ class _Kombu(Library):
     def identity(self, message: Any) -> tuple[object, None]:
         if type(message).__weakrefoffset__:
             return message, None
-        return message.__dict__.setdefault(
-            "_queueprop", _Anchor()
-        ), None  # kombu's own class takes no references
+        own = message.__dict__  # kombu's own class takes no references
+        return own.get(_ANCHOR) or own.setdefault(_ANCHOR, _Anchor()), None
 
     def source(self, via: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
         queue = via.queue if isinstance(via, SimpleBase) else via
@@ -293,6 +293,8 @@ class _Kombu(Library):
 class _Anchor:
     """What is kept beside a message is found by this, which lives as long."""
 
+
+_ANCHOR = "_queueprop"
 
 KOMBU = _Kombu()
 _OF_MESSAGES = ("__dict__", "body", "channel", "delivery_info", "delivery_tag", "headers", "properties")
@@ -361,8 +363,7 @@ class _Hooks(Hooks):
 
     def drain(self, wrapped: Wrapped, _: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``drain_consumer``, the generator behind ``itermessages`` and ``collect_replies``."""
-        queues: Sequence[Any] = getattr(calls.given(0, "consumer", args, kwargs), "queues", ())
-        source = Source(None, queues[0].name if len(queues) == 1 else None)
+        source = Source(None, _only_queue(calls.given(0, "consumer", args, kwargs)))
         return self.loop(GeneratorMessages, wrapped(*args, **kwargs), source)
 
 
@@ -387,7 +388,7 @@ class _Publication(Publication):
         )
         destination = rabbitmq.producer_destination(name, key, *broker_of(client_of(producer)))
         # An on_return callback may publish another message inside a publish.
-        super().__init__(destination, message, about=body)
+        super().__init__(destination, message, about=_NO_BODY if body is None else body)
         self._headers = cast("dict[Any, Any]", message.headers)
 
     def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
@@ -402,6 +403,7 @@ class _Publication(Publication):
             self.send.close()
 
 
+_NO_BODY = object()
 _NO_OPTIONS = frozenset(("body", "message", "headers", "exchange", "routing_key"))
 
 
@@ -413,6 +415,15 @@ def _method(function: Any) -> Any:
 def _producer_of(method: Any, instance: Any = None) -> Any:
     owner = getattr(method, "__self__", instance)
     return owner.producer if isinstance(owner, SimpleBase) else owner
+
+
+def _only_queue(consumer: Any) -> str | None:
+    try:
+        queues: Sequence[Any] = getattr(consumer, "queues", ())
+        return queues[0].name if len(queues) == 1 else None
+    except Exception as error:
+        guard.fault("looking at a consumer of kombu", error)
+        return None
 
 
 def _text(value: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry.context import get_current
@@ -13,7 +13,7 @@ from opentelemetry.trace import get_current_span
 from queueprop import guard
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Message
-from queueprop.engine.scope import is_suppressed
+from queueprop.engine.scope import is_suppressed, span_context_of
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.wire import propagation
 
@@ -29,7 +29,7 @@ def caller_of(frame: types.FrameType | None) -> str:
     """The module of the code that called a patched function."""
     name = ""
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
+        name = str(frame.f_globals.get("__name__", ""))
         if not name.startswith(_BETWEEN):
             break
         frame = frame.f_back
@@ -57,7 +57,7 @@ def _has_celery_s_span(headers: Any) -> bool:
     instance = getattr(getattr(module, "CeleryInstrumentor", None), "_instance", None)
     if instance is None or not instance.is_instrumented_by_opentelemetry:
         return False
-    return not headers or "id" in headers
+    return not headers or (isinstance(headers, Mapping) and "id" in headers)
 
 
 def is_control(exchange: Any) -> bool:
@@ -81,7 +81,7 @@ def publish_task(
         carried = propagation.read(headers)
         if carried.reason is None:
             return wrapped(*args, **kwargs)
-        if get_current_span().get_span_context().is_valid:
+        if span_context_of(get_current_span()).is_valid:
             return wrapped(*args, **_with_current(engine, kwargs))
     return publish(args, kwargs)
 

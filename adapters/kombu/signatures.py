@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +13,13 @@ from kombu.messaging import Producer
 
 def parameters_of(method: Any) -> Sequence[str] | None:
     """The names of a bound method's positional parameters; None where it takes no headers."""
-    function = getattr(method, "__func__", method)
-    return PUBLISH if function is Producer.publish else _parameters(method)
+    function = getattr(method, "__func__", None)
+    return _parameters(method) if function is None else _of_function(function)
+
+
+@functools.lru_cache(maxsize=64)  # a publish costs less than a look at its signature
+def _of_function(function: Callable[..., Any]) -> Sequence[str] | None:
+    return _parameters(types.MethodType(function, function))
 
 
 def _parameters(method: Callable[..., Any]) -> Sequence[str] | None:

@@ -293,7 +293,7 @@ class Hooks:
         None where nothing is to be traced.
         """
         library = self.library
-        if library.is_nothing(native) or not self.is_active():
+        if native is None or library.is_nothing(native) or not self.is_active():
             return None
         if source is not None and self._leaves_alone(source.via):
             return None

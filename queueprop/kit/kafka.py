@@ -9,7 +9,7 @@ from uuid import UUID
 
 from opentelemetry.util.types import AttributeValue
 
-from queueprop.engine.message import Destination
+from queueprop.engine.message import Destination, bounded, remembered
 
 SYSTEM = "kafka"
 KEY = "messaging.kafka.message.key"
@@ -18,13 +18,14 @@ OFFSET = "messaging.kafka.offset"
 
 
 def key_attributes(key: Any) -> dict[str, AttributeValue]:
-    """The key as text, where there is one way to write it; nothing for none."""
-    if isinstance(key, (bytes, bytearray, memoryview)):
-        try:
-            key = bytes(key).decode()
-        except ValueError:
-            return {}
-    return {KEY: str(key)} if isinstance(key, (str, int, UUID)) else {}
+    """The key as text, where there is one way to write it, and what of it an attribute has room for; else nothing."""
+    if not isinstance(key, (bytes, bytearray, memoryview, str, int, UUID)):
+        return {}
+    try:
+        text = str(key) if isinstance(key, (str, int, UUID)) else bytes(key).decode()
+    except ValueError:  # no UTF-8, or a number of more digits than Python likes to print
+        return {}
+    return {KEY: bounded(text)}
 
 
 def destination(
@@ -74,7 +75,7 @@ def address(server: str) -> tuple[str | None, int | None]:
     return host.strip("[]"), int(port)
 
 
-@lru_cache(maxsize=4096)
+@remembered
 def _destination(
     topic: str | None,
     partition: str | None,
@@ -82,6 +83,7 @@ def _destination(
     client_id: str | None,
     address: str | None,
     port: int | None,
+    /,
 ) -> Destination:
     return Destination(
         SYSTEM,

@@ -390,7 +390,11 @@ class TestAiokafka:
         assert list(of_aiokafka.traced_messages([record])) == [record]
         with of_aiokafka.traced_batch([record]):
             pass
-        told(caplog, f"(given {type(record).__name__})", "it is no record, as getone and getmany give them")
+        told(
+            caplog,
+            f"(given {type(record).__name__})",
+            "it is no record of aiokafka's, as getone and getmany give them",
+        )
         assert len(captured_spans) == 0
 
     def test_what_looks_like_a_record_is_one(self, captured_spans: CapturedSpans) -> None:
@@ -487,7 +491,9 @@ class TestKombu:
         with of_kombu.traced_batch([message]):
             pass
         told(
-            caplog, f"(given {type(message).__name__})", "it is no message, as get and itermessages give them"
+            caplog,
+            f"(given {type(message).__name__})",
+            "it is no message of kombu's, as get and itermessages give them",
         )
         assert len(captured_spans) == 0
 
