@@ -47,6 +47,7 @@ from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.handlers import run_inside
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.kit.jobs import carrier_for, perform
+from queueprop.kit.kept import Kept
 from queueprop.kit.nesting import Mark, is_inside
 from queueprop.process.flush import flush
 from queueprop.settings import Settings
@@ -70,12 +71,7 @@ from queueprop.adapters.rq.horses import WORK_HORSE_KILLED as WORK_HORSE_KILLED
 from queueprop.adapters.rq.horses import Horse, watched
 from queueprop.adapters.rq.lines import End, Line
 from queueprop.adapters.rq.messages import (
-    META_KEY as META_KEY,
-)
-from queueprop.adapters.rq.messages import (
-    SYSTEM as SYSTEM,
-)
-from queueprop.adapters.rq.messages import (
+    BESIDE,
     Published,
     delay_until,
     describe_data,
@@ -84,6 +80,12 @@ from queueprop.adapters.rq.messages import (
     put_context,
     put_contexts,
     with_id,
+)
+from queueprop.adapters.rq.messages import (
+    META_KEY as META_KEY,
+)
+from queueprop.adapters.rq.messages import (
+    SYSTEM as SYSTEM,
 )
 from queueprop.adapters.rq.performing import Performance, context_kept, note_failure, performance_of
 from queueprop.adapters.rq.spawning import AUTO_INSTRUMENTATION, JoiningOs, prologue, rebuilt, unpickled
@@ -302,7 +304,7 @@ class _Hooks:
         if job.enqueued_at is not None or job.started_at is not None:
             return None
         message = Message(
-            headers=carrier_for(job.meta, META_KEY),
+            headers=carrier_for(job.meta, META_KEY, apart_from=BESIDE),
             # RQ makes an id up when it is first asked for, and refuses `unique` without one of the caller's.
             id=job._id if kwargs.get("unique") else job.id,
             delay=delay_until(calls.given(1, "datetime", args, kwargs)),
@@ -322,7 +324,7 @@ class _Hooks:
             datas[:] = [with_id(data, queue) for data in datas]
             messages = [
                 Message(
-                    headers=carrier_for(data.meta, META_KEY),
+                    headers=carrier_for(data.meta, META_KEY, apart_from=BESIDE),
                     id=data.job_id,
                     native=data,
                     describe=describe_data,
@@ -605,9 +607,17 @@ def _traced_function(function: F, hooks: _Hooks) -> F:
         job = get_current_job()
         if job is None or performance_of(job):
             return None
-        return _Function(Performance(hooks.engine, job, job.origin, job.connection))
+        outer = _handled_by_functions.find(job)
+        if outer is not None and not outer.process.closed:
+            return None  # a function of the same job's
+        performance = Performance(hooks.engine, job, job.origin, job.connection)
+        _handled_by_functions.put(job, None, performance)
+        return _Function(performance)
 
     return run_inside(function, begin)
+
+
+_handled_by_functions: Kept[Performance] = Kept()
 
 
 class _Function:

@@ -67,6 +67,9 @@ def holds_meta(job: Any) -> bool:
 _RETRIES = "retries"
 """Beside the context: how many retries the job began with, for RQ only counts how many are left."""
 
+BESIDE = (_RETRIES,)
+"""What stands beside the context, and goes with each publish anew."""
+
 
 def attempt_of(job: Any, carrier: Any) -> int | None:
     """Which attempt this is, where RQ tells: not for a job that repeats. A job requeued by hand begins anew."""

@@ -9,6 +9,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -302,7 +303,7 @@ class TestPublish:
             None,
             5,
         ],
-        ids=repr,
+        ids=lambda options: re.sub(r" at 0x\w+", "", repr(options)),
     )
     def test_options_are_taken_and_refused_as_without_us(
         self, api: Api, options: Any, captured_spans: CapturedSpans

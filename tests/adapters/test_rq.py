@@ -49,6 +49,7 @@ import queueprop
 from queueprop import Settings, guard
 from queueprop.adapters import rq as adapter
 from queueprop.adapters.rq import collector, horses, lines, messages, performing, spawning
+from queueprop.adapters.rq.collector import Circuit
 from queueprop.engine.engine import engine_for
 from queueprop.testing import CapturedSpans
 
@@ -98,9 +99,9 @@ def hooks() -> adapter._Hooks:
 
 
 @pytest.fixture(autouse=True)
-def circuit(monkeypatch: pytest.MonkeyPatch) -> collector.Circuit:
+def circuit(monkeypatch: pytest.MonkeyPatch) -> Circuit:
     """One that has seen nothing yet."""
-    made = collector.Circuit()
+    made = Circuit()
     monkeypatch.setattr(collector, "circuit", made)
     monkeypatch.setattr(collector, "kept", collector.Kept())
     monkeypatch.setattr(guard, "_logged", {})
@@ -729,6 +730,26 @@ class TestTracedConsumer:
         assert (traced.__name__, traced.__module__, traced.__qualname__) == ("work", __name__, "work")
         assert len(captured_spans) == 0
 
+    def test_one_that_calls_another_is_one_handling(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one job there is one span, whose worker nobody traces; the next job has its own."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+
+        @adapter.traced_consumer
+        def inner() -> int:
+            return current_span_id()
+
+        @adapter.traced_consumer
+        def outer() -> tuple[int, int]:
+            return current_span_id(), inner()
+
+        for _ in range(2):
+            before, inside = outer()
+            assert before == inside
+        assert len({span.context.span_id for span in captured_spans}) == len(captured_spans) == 2
+
     @pytest.mark.parametrize("settings", [None, Settings(propagation="link")])
     def test_in_a_job_it_runs_inside_the_span(
         self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch, settings: Settings | None
@@ -942,7 +963,7 @@ class TestWorkHorses:
         assert seen[0] is seen[1] is not None
 
     def test_a_horse_that_nobody_watches_has_its_span(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """A worker's class of somebody's that forks in a way of its own: there is no parent to leave the span to."""
         for _ in range(2):
@@ -955,7 +976,7 @@ class TestWorkHorses:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: collector.Circuit,
+        circuit: Circuit,
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
         error: BaseException | None,
@@ -982,7 +1003,7 @@ class TestWorkHorses:
         assert not flushed.exists()
 
     def test_a_child_that_the_job_forks_tells_nothing(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """It leaves through RQ's code; then the horse dies, and its parent still knows that."""
 
@@ -1187,7 +1208,7 @@ class TestSpawnedHorses:
         assert not told.ended
 
     def test_what_it_has_waited_for_in_vain_its_parent_remembers(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """And tells the next one, whose memory it does not share."""
         self.execute(hooks, lines.Told(True, False, "", "", ""))
@@ -1259,7 +1280,7 @@ class TestSpawnedHorses:
         """Any other call runs as it is."""
         assert hooks.fork_work_horse(lambda job: job, None, ("job",), {}) == "job"
 
-    def test_the_prologue_joins_what_the_parent_does(self, circuit: collector.Circuit) -> None:
+    def test_the_prologue_joins_what_the_parent_does(self, circuit: Circuit) -> None:
         """In a new program: instrumented, with the parent's settings as far as they can be told."""
         settings = Settings(flush_timeout=7, consume_hook=lambda span, job: None, publish_hook=print)
         line = lines.Line(lines.unnamed_file())
@@ -1320,7 +1341,7 @@ class TestKeptSpans:
         hooks.execute_job(as_rq_does, Worker.__new__(Worker), (delivered(), make_queue()), {})
 
     def test_the_first_answer_releases_them(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """In their order, each with the end that it had."""
         circuit.note(False, 2.0)
@@ -1336,7 +1357,7 @@ class TestKeptSpans:
         assert ends[-1] < released_at
 
     def test_a_killed_one_s_is_kept_as_well(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """Whatever the parent ends."""
         circuit.note(False, 2.0)
@@ -1349,7 +1370,7 @@ class TestKeptSpans:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: collector.Circuit,
+        circuit: Circuit,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The last ones are."""
@@ -1362,7 +1383,7 @@ class TestKeptSpans:
         assert len(captured_spans) == 5
 
     def test_a_forked_child_leaves_them_to_its_parent(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: collector.Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """A worker within a job has inherited them."""
         circuit.note(False, 2.0)
@@ -1379,7 +1400,7 @@ class TestKeptSpans:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: collector.Circuit,
+        circuit: Circuit,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """One line, by the parent, of what is waited for, lost and kept."""
@@ -1390,7 +1411,7 @@ class TestKeptSpans:
         assert "nobody took them within 2 s (is the Collector there?)" in record.getMessage()
 
     def test_without_an_sdk_nothing_is_kept(
-        self, hooks: adapter._Hooks, circuit: collector.Circuit, caplog: pytest.LogCaptureFixture
+        self, hooks: adapter._Hooks, circuit: Circuit, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Nor said."""
         circuit.note(False, 2.0)
@@ -1437,7 +1458,7 @@ class TestCircuit:
         return waited
 
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One whole wait; then shorter ones, each after a pause of a hundred times as long: 1 % of the time."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
@@ -1449,7 +1470,7 @@ class TestCircuit:
         assert sum(waited[1:]) / (clock[0] - began) < 0.01
 
     def test_one_that_is_back_is_waited_for_again(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """From its first answer on, as if nothing had been."""
         self.collector(monkeypatch, clock, answers=False, after=10)
@@ -1463,7 +1484,7 @@ class TestCircuit:
         assert waited == [0.02, 0.02]
 
     def test_one_that_is_slow_is_found_again_by_a_longer_try(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It needs 0.4 s: the third try waits for that long."""
         self.collector(monkeypatch, clock, answers=False, after=10)
@@ -1476,7 +1497,7 @@ class TestCircuit:
         assert circuit.patience(2.0) == 2.0
 
     def test_a_refusal_that_costs_nothing_is_not_remembered(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The exporter gives up at once, or a processor never says that it has handed over: no job is held up."""
         self.collector(monkeypatch, clock, answers=False, after=0.01)
@@ -1484,7 +1505,7 @@ class TestCircuit:
         assert circuit.patience(2.0) == 2.0
 
     def test_what_a_time_limit_cuts_short_proves_nothing(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """traced_consumer alone flushes within the job's limit."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
@@ -1494,7 +1515,7 @@ class TestCircuit:
 
     @pytest.mark.parametrize("timeout", [0.0, 0.001, 1.0, 600.0])
     def test_every_timeout_is_kept(
-        self, circuit: collector.Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch, timeout: float
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch, timeout: float
     ) -> None:
         """No wait is longer; 0 is for never."""
         waited = self.collector(monkeypatch, clock, answers=False, after=1e6)
@@ -1505,7 +1526,7 @@ class TestCircuit:
         assert (waited == []) is (timeout == 0)
         assert sum(waited) <= 9 * timeout
 
-    def test_whatever_stands_in_its_memory_no_wait_is_too_long(self, circuit: collector.Circuit) -> None:
+    def test_whatever_stands_in_its_memory_no_wait_is_too_long(self, circuit: Circuit) -> None:
         """Nor a pause: a job may write anywhere in its process."""
         dice = random.Random(3)
         odd = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-9, 1e300, time.monotonic() + 1e9)
@@ -1523,7 +1544,7 @@ class TestCircuit:
             circuit.note(True, 2.0)
             assert circuit.patience(2.0) == 2.0
 
-    def test_forked_children_share_it(self, circuit: collector.Circuit) -> None:
+    def test_forked_children_share_it(self, circuit: Circuit) -> None:
         """What one horse has found out holds for the next, whoever their parent is."""
         pid = os.fork()
         if pid == 0:
@@ -1602,7 +1623,7 @@ class TestBrokenTracers:
     @pytest.mark.parametrize("patient", [True, False])
     @pytest.mark.parametrize("told", [True, False])
     def test_work_horses_are_watched(
-        self, broken: adapter._Hooks, circuit: collector.Circuit, told: bool, patient: bool
+        self, broken: adapter._Hooks, circuit: Circuit, told: bool, patient: bool
     ) -> None:
         """Whoever is to end the span."""
         if not patient:
@@ -1665,3 +1686,7 @@ class TestInstrumentor:
         assert issubclass(adapter.TracedWorker, Worker)
         assert issubclass(adapter.TracedSimpleWorker, SimpleWorker)
         assert pickle.loads(pickle.dumps(adapter.TracedWorker)) is adapter.TracedWorker
+
+
+def current_span_id() -> int:
+    return get_current_span().get_span_context().span_id

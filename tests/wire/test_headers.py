@@ -17,7 +17,7 @@ from queueprop.wire import headers
 
 NAMES = ("traceparent", "tracestate", "baggage")
 SPELLINGS: list[Any] = ["traceparent", "Traceparent", "TRACEPARENT", b"traceparent", b"TraceParent"]
-JUNK = [
+JUNK: list[Any] = [
     None,
     0,
     1.5,
