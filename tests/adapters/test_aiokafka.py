@@ -44,6 +44,7 @@ from opentelemetry.trace import (
 
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import aiokafka as adapter
+from queueprop.kit import kafka
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 from tests.adapters import faults
@@ -1645,12 +1646,6 @@ class TestBroken:
         assert "orders\\nERROR: forged)" in line
         assert line.endswith(": a message leaves no room for a trace context; it goes out without one")
 
-    def test_destinations_without_end_are_not_kept(self) -> None:
-        """Topics that are made for one message each: 1,000 at most."""
-        gc.collect()
-        kept = [weakref.ref(adapter.kafka.destination(f"reply-{number}")) for number in range(3000)]
-        assert 0 < sum(one() is not None for one in kept) <= 1000
-
 
 class TestFaults:
     """A fault of ours is logged, and the user's call goes on."""
@@ -1671,7 +1666,7 @@ class TestFaults:
         """Wherever it happens, the message goes out."""
         producer = Producer()
         with monkeypatch.context() as patch:
-            patch.setattr(adapter.kafka, "destination", self.broken)
+            patch.setattr(kafka, "destination", self.broken)
             await api.publish(producer.it.send)("orders", b"hello", partition=0)
             batch = api.create(producer.it.create_batch)()
             batch.append(timestamp=None, key=None, value=b"x")
@@ -1716,7 +1711,7 @@ class TestFaults:
         with adapter.traced_message(await get(), settings=SETTLED):
             pass
         with monkeypatch.context() as patch:
-            patch.setattr(adapter.kafka, "destination_of_all", self.broken)
+            patch.setattr(kafka, "destination_of_all", self.broken)
             assert (await get()).offset == 8
             await adapter.traced_settle(consumer.it.commit, settings=SETTLED)({ORDERS: 9})
         assert len(consumer.committed) == 1
