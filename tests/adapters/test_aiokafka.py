@@ -1646,6 +1646,12 @@ class TestBroken:
         assert "orders\\nERROR: forged)" in line
         assert line.endswith(": a message leaves no room for a trace context; it goes out without one")
 
+    def test_destinations_without_end_are_not_kept(self) -> None:
+        """Topics that are made for one message each: 1,000 at most."""
+        gc.collect()
+        kept = [weakref.ref(kafka.destination(f"reply-{number}")) for number in range(3000)]
+        assert 0 < sum(one() is not None for one in kept) <= 1000
+
 
 class TestFaults:
     """A fault of ours is logged, and the user's call goes on."""

@@ -1,9 +1,7 @@
-"""Kafka's attributes and destinations: keys as text, what several records have in common, and what is kept of it."""
+"""Kafka's attributes and destinations: keys as text, what records have in common."""
 
 from __future__ import annotations
 
-import gc
-import weakref
 from typing import Any
 from uuid import UUID
 
@@ -82,10 +80,3 @@ def test_an_address(server: str, told: tuple[str | None, int | None]) -> None:
 def test_destinations_are_made_once() -> None:
     """They keep what their spans are labelled with."""
     assert kafka.destination("orders", 0) is kafka.destination("orders", 0)
-
-
-def test_destinations_without_end_are_not_kept() -> None:
-    """Topics that are made for one message each: 1,000 at most."""
-    gc.collect()
-    kept = [weakref.ref(kafka.destination(f"reply-{number}")) for number in range(3000)]
-    assert 0 < sum(one() is not None for one in kept) <= 1000
