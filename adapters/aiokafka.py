@@ -505,7 +505,7 @@ def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: An
         lambda: list(given or ()),
         lambda headers: DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers) <= limit,
         "publishing with aiokafka",
-        topic or "",
+        topic or "a batch",
     )
 
 
