@@ -96,6 +96,11 @@ def replaced(
     return args, {**kwargs, name: value}
 
 
+def text(value: Any) -> str | None:
+    """A text as it is; None for whatever else stands where a library has one."""
+    return value if isinstance(value, str) else None
+
+
 class during(Generic[T]):
     """A context variable's value for as long as a block runs: ``with during(variable, value): ...``"""
 

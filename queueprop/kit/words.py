@@ -126,7 +126,8 @@ class Words:
 
     def _set_up(self, word: str, given: Any, settings: Settings | None) -> Hooks:
         call = self._calls[word]
-        checks.check_call(word, given, self._library.name, call.names, call.form, call.takes)
+        module = checks.module_of(self._library.name)
+        checks.check_call(word, given, module, call.names, call.form, call.takes)
         if call.is_one is not None and not call.is_one(given):
             raise checks.refused(word, call.form, given)
         return Hooks(self._library, checks.engine_of(settings, word))
