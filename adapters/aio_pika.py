@@ -202,7 +202,7 @@ class _AioPika(Library):
         self, exchange: Any, args: Arguments, kwargs: Options, call: Wrapped
     ) -> Publication | None:
         given = calls.bound(_publish_arguments, args, kwargs)
-        if given is None or not hasattr(given[0], "properties"):
+        if given is None or not isinstance(given[0], AbstractMessage):
             return None
         return _Publication(exchange, *given)
 
