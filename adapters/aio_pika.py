@@ -33,10 +33,10 @@ from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered
 
 try:
+    from aio_pika import Exchange, IncomingMessage, Queue
     from aio_pika.abc import AbstractIncomingMessage, AbstractMessage, AbstractQueueIterator
-    from aio_pika.exchange import Exchange
-    from aio_pika.message import IncomingMessage, ProcessContext
-    from aio_pika.queue import Queue, QueueIterator
+    from aio_pika.message import ProcessContext
+    from aio_pika.queue import QueueIterator
 except ModuleNotFoundError as error:
     if error.name != "aio_pika":
         raise
@@ -345,6 +345,9 @@ class _Outgoing(wrapt.ObjectProxy):  # type: ignore[type-arg]
         self._self_sent = properties = self.__wrapped__.properties
         properties.headers = self._self_headers
         return properties
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)  # aio-pika logs it
 
     @property
     def sent(self) -> Any:
