@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import wrapt
 from opentelemetry.trace import Span
@@ -42,8 +42,6 @@ except ModuleNotFoundError as error:
         raise
     raise missing_extra(__name__, "aio-pika", "aio-pika") from None
 
-P = ParamSpec("P")
-R = TypeVar("R")
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +54,7 @@ class Publish(NamedTuple):
     message: AbstractMessage
 
 
-def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+def traced_publish(publish: F, *, settings: Settings | None = None) -> F:
     """Wraps an exchange's publish: ``publish = traced_publish(channel.default_exchange.publish)``.
 
     The PRODUCER span ends when the call has returned: with confirms that is the broker's answer, and a nack and an
@@ -144,7 +142,7 @@ def traced_batch(
     return _words.batch(messages, destination, settings)
 
 
-def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+def traced_get(get: F, *, settings: Settings | None = None) -> F:
     """Wraps a queue's ``get``, which then has a receive span: ``get = traced_get(queue.get)``.
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
@@ -152,7 +150,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
     return _words.get(get, settings)
 
 
-def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
+def traced_settle(settle: F, *, settings: Settings | None = None) -> F:
     """Wraps ``ack``, ``nack`` or ``reject`` of a message: ``await traced_settle(message.ack)()``.
 
     Under ``Settings(settle_spans=True)``, which the consumer must have too, a settlement is a span: a child of the
@@ -285,14 +283,15 @@ class _Publication(Publication):
         self._channel = getattr(exchange, "channel", None)
         self._given = given = message.headers or {}
         headers = dict(given) if isinstance(given, dict) else None  # else not what aio-pika takes; it says so
-        self._outgoing: Any = _Outgoing(message, headers)
+        outgoing: Any = _Outgoing(message, headers)
+        self._outgoing = outgoing
         name, key = calls.text(getattr(exchange, "name", None)) or "", calls.text(routing_key) or ""
         described = Message(
             headers=headers,
             id=calls.text(message.message_id),
             conversation_id=calls.text(message.correlation_id),
             body=message.body,
-            native=Publish(name, key, self._outgoing),
+            native=Publish(name, key, outgoing),
         )
         super().__init__(
             rabbitmq.producer_destination(name, key, rabbitmq.SYSTEM, *_address(self._channel)), described

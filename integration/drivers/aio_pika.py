@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 import aio_pika
@@ -368,7 +368,10 @@ class AioPikaDriver(RabbitmqDriver):
     @asynccontextmanager
     async def _scope(self, message: Any, ignore_processed: bool = False) -> AsyncIterator[None]:
         """What the user of a pulled message writes."""
-        traced = lambda: adapter.traced_message(message, settings=self._settings)  # noqa: E731
+
+        def traced() -> AbstractContextManager[Any]:
+            return adapter.traced_message(message, settings=self._settings)
+
         requeue = self._requeues(message)
         if self.style != "process()" or requeue is None:
             with self._explicitly(traced):
@@ -496,16 +499,17 @@ class _Thread(EventLoop):
 
 def _subclass_of(connection_class: Any) -> Any:
     channel_class = connection_class.CHANNEL_CLASS
+    exchange_class, queue_class = channel_class.EXCHANGE_CLASS, channel_class.QUEUE_CLASS
 
-    class Exchange(channel_class.EXCHANGE_CLASS):  # type: ignore[misc]
+    class Exchange(exchange_class):  # type: ignore[misc, valid-type]
         async def publish(self, *args: Any, **kwargs: Any) -> Any:
             return await super().publish(*args, **kwargs)
 
-    class Queue(channel_class.QUEUE_CLASS):  # type: ignore[misc]
+    class Queue(queue_class):  # type: ignore[misc, valid-type]
         async def consume(self, *args: Any, **kwargs: Any) -> Any:
             return await super().consume(*args, **kwargs)
 
-    class Channel(channel_class):  # type: ignore[misc]
+    class Channel(channel_class):  # type: ignore[misc, valid-type]
         EXCHANGE_CLASS, QUEUE_CLASS = Exchange, Queue
 
     class Connection(connection_class):  # type: ignore[misc]

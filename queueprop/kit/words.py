@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from opentelemetry.trace import Span
 
@@ -17,8 +17,6 @@ from queueprop.kit.iteration import AsyncMessages, MessageList, Messages
 from queueprop.kit.library import Library, Source
 from queueprop.settings import Settings
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,7 +51,7 @@ class Words:
         self._handler = f"a function or method, {handler}"
         self._iterable = iterable
 
-    def publish(self, publish: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def publish(self, publish: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_publish", publish, settings)
         return calls.hooked(publish, hooks.publish_async if self._is_async(publish) else hooks.publish)
 
@@ -116,11 +114,11 @@ class Words:
         batch = MessageList.plain(checks.messages_at_hand("traced_batch", natives))
         return hooks.handled_together(batch, known)
 
-    def get(self, get: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def get(self, get: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_get", get, settings)
         return calls.hooked(get, hooks.pull_async if self._is_async(get) else hooks.pull)
 
-    def settle(self, settle: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def settle(self, settle: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_settle", settle, settings)
         return calls.hooked(settle, hooks.settle_async if self._is_async(settle) else hooks.settle)
 

@@ -31,6 +31,7 @@ from yarl import URL
 import queueprop
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import aio_pika as adapter
+from queueprop.kit import rabbitmq
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 
@@ -330,7 +331,7 @@ class TestPublish:
         self, captured_spans: CapturedSpans, underlay: Underlay, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Beyond a frame the broker would close the connection: the message goes out without a context, told once."""
-        headers = {"large": "x" * 130_980}
+        headers: Any = {"large": "x" * 130_980}
         message = Message(b"hello", headers=headers)
         assert 131_072 - len(message.properties.marshal()) in range(20, 100)
         await adapter.traced_publish(exchange_on(underlay).publish)(message, "orders")
@@ -813,7 +814,7 @@ def test_a_fault_of_ours_is_not_the_caller_s(
         raise LookupError("no")
 
     for name in ("producer_destination", "consumer_destination"):
-        monkeypatch.setattr(adapter.rabbitmq, name, raises)
+        monkeypatch.setattr(rabbitmq, name, raises)
     handled: list[Any] = []
 
     async def all_of_it() -> None:
