@@ -8,7 +8,7 @@ stages = $(dev) .venv/bin/python scripts/stages.py
 
 help:
 	@echo "make demo             two services, a queue between them, and their traces in the terminal"
-	@echo "                      BROKER=rabbitmq (with pika), kafka (with aiokafka), kombu, dramatiq: instead of rq"
+	@echo "                      BROKER=rabbitmq (with pika), aio-pika, kafka (with aiokafka), kombu, dramatiq: instead of rq"
 	@echo "make test             lint, types, unit tests, and the contract suite on real brokers, in minutes"
 	@echo "make test-all         that, and every Python here, the oldest libraries, every style of every library"
 	@echo "make test-containers  the contract suite on containers alone"

@@ -31,7 +31,6 @@ from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.fitting import fitted
-from queueprop.kit.handlers import equal_to
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
@@ -206,11 +205,13 @@ class PikaInstrumentor(Adapter):
         hooks = _Hooks(PIKA, self.engine, lambda: self.is_active)
         for channel in (Channel, BlockingChannel):
             yield Patch(channel, "basic_publish", hooks.publish)
-            yield Patch(channel, "basic_consume", hooks.consume)
+            yield Patch(
+                channel, "basic_consume", hooks.registers(1, "on_message_callback", _consumed, _is_pika_s)
+            )
         yield Patch(BlockingChannel, "consume", hooks.iterate)
         yield Patch(BlockingChannel, "cancel", hooks.cancel)
         yield Patch(BlockingChannel, "basic_get", hooks.pull)
-        yield Patch(Channel, "basic_get", hooks.get_later)
+        yield Patch(Channel, "basic_get", hooks.registers(1, "callback", _consumed, _is_pika_s))
         for name in ("basic_ack", "basic_nack", "basic_reject"):
             yield Patch(Channel, name, hooks.settle)
         yield Patch(Channel, "basic_recover", hooks.recover)
@@ -238,8 +239,8 @@ class _Pika(Library):
         method, properties = delivery.method, delivery.properties
         return Message(
             headers=properties.headers,
-            id=_text(properties.message_id),
-            conversation_id=_text(properties.correlation_id),
+            id=calls.text(properties.message_id),
+            conversation_id=calls.text(properties.correlation_id),
             body=delivery.body,
             sent_at=properties.timestamp,
             attempt=rabbitmq.delivery_attempt(properties.headers, method.redelivered),
@@ -326,37 +327,24 @@ _DELIVERIES = (Basic.Deliver, Basic.GetOk)
 _PROPERTIES = 3  # its place among the arguments of basic_publish
 
 
+def _consumed(channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
+    """What ``basic_consume`` and a Channel's ``basic_get``, which answers by a callback, too, are about."""
+    queue = calls.given(0, "queue", args, kwargs)
+    return Source(channel, queue, bool(calls.given(2, "auto_ack", args, kwargs)))
+
+
+def _is_pika_s(callback: Any) -> bool:
+    return str(getattr(callback, "__module__", "")).startswith("pika.")
+
+
 class _Hooks(Hooks):
-    """What pika has besides: consumers and generators that are registered, and all that a channel forgets at once."""
+    """What pika has besides: generators that are kept by their channel, and all that a channel forgets at once."""
 
     def __init__(self, library: Library, engine: Engine, is_active: Callable[[], bool]) -> None:
         super().__init__(library, engine, is_active)
         self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[GeneratorMessages[Any]]] = (
             weakref.WeakKeyDictionary()
         )
-
-    def consume(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_consume``: the callback that it registers."""
-        return self._register("on_message_callback", wrapped, channel, args, kwargs)
-
-    def get_later(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around a Channel's ``basic_get``, which answers by a callback, too."""
-        return self._register("callback", wrapped, channel, args, kwargs)
-
-    def _register(self, name: str, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        try:
-            callback = calls.given(1, name, args, kwargs)
-            if callable(callback) and not str(getattr(callback, "__module__", "")).startswith("pika."):
-                queue, auto_ack = (
-                    calls.given(0, "queue", args, kwargs),
-                    calls.given(2, "auto_ack", args, kwargs),
-                )
-                source = Source(channel, queue, bool(auto_ack))
-                traced = equal_to(callback, self.callback(callback, lambda _: source))
-                args, kwargs = calls.replaced(1, name, traced, args, kwargs)
-        except Exception as error:
-            guard.fault("wrapping a callback of pika", error)
-        return wrapped(*args, **kwargs)
 
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
@@ -424,8 +412,8 @@ class _Publication(Publication):
         )
         message = Message(
             headers=headers,
-            id=_text(getattr(properties, "message_id", None)),
-            conversation_id=_text(getattr(properties, "correlation_id", None)),
+            id=calls.text(getattr(properties, "message_id", None)),
+            conversation_id=calls.text(getattr(properties, "correlation_id", None)),
             body=given.body if isinstance(given.body, (bytes, str)) else None,
             native=given._replace(properties=properties),
         )
@@ -445,17 +433,9 @@ class _Publication(Publication):
         return calls.replaced(_PROPERTIES, "properties", properties, args, kwargs)
 
     def _fits(self, headers: dict[Any, Any]) -> bool:
-        """Whether the properties keep to the size of a frame; else the broker would close the connection."""
-        limit = getattr(_parameters(self._channel), "frame_max", 0)
-        if not isinstance(limit, int) or not limit or _at_most(headers) < limit:
-            return True
         self._properties.headers = headers
-        try:
-            return sum(map(len, self._properties.encode())) + _FRAME <= limit
-        except Exception as error:
-            if guard.is_not_ours(error):
-                raise
-            return True  # pika says what is wrong with them
+        limit = getattr(_parameters(self._channel), "frame_max", 0)
+        return rabbitmq.fits_a_frame(headers, limit, lambda: sum(map(len, self._properties.encode())))
 
 
 def _publish_arguments(
@@ -465,24 +445,6 @@ def _publish_arguments(
 
 
 _ODD = object()
-
-
-def _at_most(headers: Any) -> int:
-    """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
-    size = _OTHER_PROPERTIES
-    for name, value in headers.items():
-        if not isinstance(name, (str, bytes)):
-            return _UNKNOWN
-        if isinstance(value, (str, bytes)):
-            size += 4 * (len(name) + len(value)) + 16
-        else:
-            size += 4 * len(name) + (16 if value is None or isinstance(value, int) else _UNKNOWN)
-    return size
-
-
-_FRAME = 20  # bytes that stand around the properties in their frame
-_OTHER_PROPERTIES = 13 * 256
-_UNKNOWN = 1 << 40
 
 
 # Channels
@@ -537,7 +499,3 @@ def _broker(channel: Any) -> tuple[str, str | None, int | None]:
 def _parameters(channel: Any) -> Any:
     connection = getattr(channel, "connection", None)
     return getattr(getattr(connection, "_impl", connection), "params", None)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

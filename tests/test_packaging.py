@@ -16,6 +16,7 @@ import queueprop.adapters
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ADAPTERS = sorted(path.stem for path in (CHECKOUT / "adapters").glob("*.py") if not path.stem.startswith("_"))
+EXTRAS = [library.replace("_", "-") for library in ADAPTERS]  # as pip knows them
 REINSTALL = "the installed metadata is older than pyproject.toml: install the checkout again"
 
 
@@ -90,13 +91,13 @@ def test_rivals_are_told_by_the_names_that_they_have(library: str) -> None:
         assert found == ({} if rival.entry_point is None else {rival.entry_point: rival.instrumentor})
 
 
-@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo", "all"])
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo", "all"])
 def test_extra_exists(extra: str) -> None:
     """Every library has an extra that installs it, and so have the SDK, the demo, and all together."""
     assert extra in (metadata.metadata("queueprop").get_all("Provides-Extra") or []), REINSTALL
 
 
-@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo"])
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo"])
 def test_all_has_every_extra(extra: str) -> None:
     """`queueprop[all]` installs what each of the other extras installs."""
     wanted = _required(extra)

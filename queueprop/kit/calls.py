@@ -7,10 +7,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 Wrapped = Callable[..., Any]
@@ -20,29 +19,29 @@ Hook = Callable[[Wrapped, Any, Arguments, Options], Any]
 """What is done around a function: ``hook(wrapped, instance, args, kwargs)``, as in wrapt."""
 
 
-def hooked(function: Callable[P, R], hook: Hook) -> Callable[P, R]:
+def hooked(function: F, hook: Hook) -> F:
     """``function`` with ``hook`` around it, as a patch has it, for those who patch nothing.
 
     The hook's instance is the object whose method it is, None where it is nobody's. Around a ``functools.partial``
     goes what is inside it, so that the hook sees every argument.
     """
     if isinstance(function, functools.partial):
-        return functools.partial(hooked(function.func, hook), *function.args, **function.keywords)
+        partial = functools.partial(hooked(function.func, hook), *function.args, **function.keywords)
+        return cast(F, partial)
     instance = getattr(function, "__self__", None)
     if inspect.iscoroutinefunction(hook):
 
         @wraps(function)
-        async def call_later(*args: P.args, **kwargs: P.kwargs) -> Any:
+        async def call_later(*args: Any, **kwargs: Any) -> Any:
             return await hook(function, instance, args, kwargs)
 
-        return call_later  # type: ignore[return-value]
+        return cast(F, call_later)
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = hook(function, instance, args, kwargs)
-        return result
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook(function, instance, args, kwargs)
 
-    return call
+    return cast(F, call)
 
 
 def hook_methods(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
@@ -94,6 +93,11 @@ def replaced(
     if len(args) > index:
         return (*args[:index], value, *args[index + 1 :]), kwargs
     return args, {**kwargs, name: value}
+
+
+def text(value: Any) -> str | None:
+    """A text as it is; None for whatever else stands where a library has one."""
+    return value if isinstance(value, str) else None
 
 
 class during(Generic[T]):

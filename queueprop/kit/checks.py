@@ -19,8 +19,13 @@ from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.message import Destination
 from queueprop.settings import Settings
 
-LIBRARIES = frozenset(("aiokafka", "dramatiq", "kombu", "pika", "rq"))
+LIBRARIES = frozenset(("aio_pika", "aiokafka", "dramatiq", "kombu", "pika", "rq"))
 """The top-level modules of those that there are adapters for."""
+
+
+def module_of(library: str) -> str:
+    """The top-level module of a library, of which users say ``aio-pika``, as pip does."""
+    return library.replace("-", "_")
 
 
 def refused(word: str, wants: str, given: object) -> TypeError:
@@ -101,7 +106,8 @@ def check_call(
 ) -> None:
     """Raises TypeError for what cannot be one of the methods ``names`` of the library's objects, or stand for it.
 
-    ``takes`` is the argument by which a function of the user's hands on what carries the context.
+    ``library`` is its module; ``takes`` is the argument by which a function of the user's hands on what carries
+    the context.
     """
     function = given
     while isinstance(function, functools.partial):

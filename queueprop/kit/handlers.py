@@ -51,6 +51,9 @@ class _Equal(wrapt.ObjectProxy):  # type: ignore[type-arg]
         super().__init__(handler)
         self._self_call = wrapper
 
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)  # a library may tell of it
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._self_call(*args, **kwargs)
 

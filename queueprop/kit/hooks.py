@@ -20,11 +20,12 @@ from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import HandledAgain, Process, ProcessBatch, Settle
 from queueprop.engine.scope import Scope, current_scope
-from queueprop.kit import checks
-from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit import calls, checks
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.deliveries import Delivery
-from queueprop.kit.handlers import run_inside
+from queueprop.kit.handlers import equal_to, run_inside
 from queueprop.kit.iteration import AsyncMessages, Begin
+from queueprop.kit.kept import Kept
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import Mark, is_inside
 from queueprop.kit.unsettled import Unsettled
@@ -35,6 +36,10 @@ L = TypeVar("L")
 
 def _always() -> bool:
     return True
+
+
+def _is_nobody_s(handler: Any) -> bool:
+    return False
 
 
 def _no_scope(native: Any) -> None:
@@ -69,6 +74,7 @@ class Hooks:
         self.settles = engine.settings.settle_spans
         self._reading = f"reading a message of {library.name}"
         self._leaves_some_alone = is_active is not _always
+        self._entered: Kept[AbstractContextManager[Span]] = Kept()
 
     # Publishing
 
@@ -310,6 +316,66 @@ class Hooks:
         if self.settles:
             self.await_settlement(native, source, destination, message)
         return process
+
+    def registers(
+        self,
+        index: int,
+        name: str,
+        source: Callable[..., Source] | None = None,
+        is_theirs: Callable[[Any], bool] = _is_nobody_s,
+    ) -> Hook:
+        """The hook around a method that registers a handler, sync or async, which then runs as in ``callback``.
+
+        Args:
+            index, name: the place and the name of the handler among the arguments.
+            source: what is consumed from; else it is asked as ``Library.source`` is.
+            is_theirs: whether a handler is the library's own, which only buffers.
+        """
+
+        def register(wrapped: Wrapped, via: Any, args: Arguments, kwargs: Options) -> Any:
+            try:
+                handler = calls.given(index, name, args, kwargs)
+                if callable(handler) and not is_theirs(handler):
+                    of = (source or self.library.source)(via, args, kwargs, wrapped)
+                    traced = equal_to(handler, self.callback(handler, lambda _: of))
+                    args, kwargs = calls.replaced(index, name, traced, args, kwargs)
+            except Exception as error:
+                guard.fault(f"wrapping a callback of {self.library.name}", error)
+            return wrapped(*args, **kwargs)
+
+        return register
+
+    def iterates(self, kind: Callable[..., Any]) -> Hook:
+        """The hook around a method that gives an iterator over messages, which is then as in ``loop``."""
+
+        def iterate(wrapped: Wrapped, via: Any, args: Arguments, kwargs: Options) -> Any:
+            messages = wrapped(*args, **kwargs)
+            source = self._source(via, args, kwargs, wrapped)
+            return messages if source is None else self.loop(kind, messages, source)
+
+        return iterate
+
+    async def enter_async(self, wrapped: Wrapped, manager: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around the ``__aenter__`` of the library's own context manager about a message, which it gives."""
+        native = await wrapped(*args, **kwargs)
+        scope = self.handled(native)
+        scope.__enter__()
+        self._entered.put(manager, None, scope)
+        return native
+
+    async def exit_async(self, wrapped: Wrapped, manager: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around its ``__aexit__``, which may settle: the span has the error of that, else that of the block."""
+        scope = self._entered.take(manager)
+        if scope is None:
+            return await wrapped(*args, **kwargs)
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            scope.__exit__(type(error), error, None)
+            raise
+        error_of_block = calls.given(1, "exc_val", args, kwargs)
+        scope.__exit__(None if error_of_block is None else type(error_of_block), error_of_block, None)
+        return result
 
     def loop(
         self,

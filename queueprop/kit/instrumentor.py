@@ -32,6 +32,7 @@ R = TypeVar("R")
 
 # library -> its instrumentor; what the entry points say, for queueprop.instrument()
 ADAPTERS = {
+    "aio-pika": "queueprop.adapters.aio_pika:AioPikaInstrumentor",
     "aiokafka": "queueprop.adapters.aiokafka:AIOKafkaInstrumentor",
     "dramatiq": "queueprop.adapters.dramatiq:DramatiqInstrumentor",
     "kombu": "queueprop.adapters.kombu:KombuInstrumentor",
@@ -74,7 +75,7 @@ def instrument(
     ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_rq,queueprop_pika``.
 
     Args:
-        libraries: ``aiokafka``, ``dramatiq``, ``kombu``, ``pika``, ``rq``.
+        libraries: ``aio-pika``, ``aiokafka``, ``dramatiq``, ``kombu``, ``pika``, ``rq``.
         settings: instead of those of the environment.
         tracer_provider, meter_provider, publish_hook, consume_hook: instead of those of ``settings``.
 
@@ -170,7 +171,7 @@ def how_to_choose(library: str, rival: Rival) -> str:
         disable = f"do not call instrument() of its {rival.instrumentor.partition(':')[2]}"
     return (
         f"to have queueprop's, uninstall {rival.distribution} or {disable}; "
-        f"to keep the other's, disable queueprop's: {_DISABLED}=queueprop_{library}"
+        f"to keep the other's, disable queueprop's: {_DISABLED}=queueprop_{checks.module_of(library)}"
     )
 
 
@@ -181,7 +182,7 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
     """The instrumentor of one library. It patches what ``patches`` names, and puts the very same functions back."""
 
     library: ClassVar[str]
-    """The name of the library's top-level module, and of the extra."""
+    """The name of the library, as its users call it, and of the extra."""
 
     requires: ClassVar[Collection[str]]
     """The versions that it supports, as in requirements.txt."""
@@ -339,15 +340,16 @@ def _installed() -> list[str]:
 
 def _is_installed(library: str) -> bool:
     # kombu, once imported, has put a module in its place that has no spec, which find_spec refuses.
-    if library in sys.modules:
-        return sys.modules[library] is not None
-    return importlib.util.find_spec(library) is not None
+    module = checks.module_of(library)
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
 
 
 def _load(library: str, word: str) -> Adapter:
     if not isinstance(library, str):
         raise checks.refused(word, f'names of libraries, as in queueprop.{word}("rq", "pika")', library)
-    path = ADAPTERS.get(library)
+    path = ADAPTERS.get(library) or ADAPTERS.get(library.replace("_", "-"))  # as pip, which takes both
     if path is None:
         raise ValueError(f"queueprop has no adapter for {library!r}; it has: {', '.join(ADAPTERS)}")
     module, name = path.split(":")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send
+from queueprop.kit import checks
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.deliveries import Deliveries
 from queueprop.kit.iteration import Begin
@@ -25,7 +26,7 @@ class Library(ABC):
     """One client library or framework, as its adapter knows it. One object of it a process."""
 
     name: ClassVar[str]
-    """As its users call it: in the log, and as the name of its extra."""
+    """As its users call it: in the log, and as the name of its extra. Its module has ``_`` for ``-``."""
 
     message_form: ClassVar[str]
     """What its messages are, to who gives something else: ``message of kombu's, as get and itermessages give them``."""
@@ -105,7 +106,7 @@ class Library(ABC):
     @property
     def advice(self) -> str:
         """What to do about a message that was pulled and handled outside of its trace."""
-        return f"handle it inside `with traced_message(message):` of queueprop.adapters.{self.name}"
+        return f"handle it inside `with traced_message(message):` of queueprop.adapters.{checks.module_of(self.name)}"
 
     def leaves_alone(self, via: Any) -> bool:
         """Whether somebody else traces what goes through this channel or consumer."""

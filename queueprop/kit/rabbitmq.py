@@ -1,4 +1,4 @@
-"""What every adapter shares that speaks to RabbitMQ: the names of destinations, and the count of deliveries.
+"""What every adapter shares that speaks to RabbitMQ: names of destinations, the count of deliveries, sizes of frames.
 
 By the conventions for messaging a name is made of what is there of exchange, routing key and queue, with colons
 between.
@@ -6,8 +6,11 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from queueprop import guard
 from queueprop.engine.message import Destination, remembered
 
 SYSTEM = "rabbitmq"
@@ -16,6 +19,9 @@ DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
 
 # Names that the server makes up: of queues without a name, and for direct replies.
 SERVER_NAMED = ("amq.gen-", "amq.rabbitmq.reply-to")
+
+# And what a robust channel of aio-pika makes up, so that it can declare the queue again.
+_CLIENT_NAMED = re.compile("amq_[0-9a-f]{32}")
 
 
 def producer_destination(
@@ -73,17 +79,58 @@ def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
     return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
 
 
+def fits_a_frame(headers: Mapping[Any, Any], frame_max: int, encode: Callable[[], int]) -> bool:
+    """Whether properties with these headers keep to the size of a frame; else the broker would close the connection.
+
+    Args:
+        headers: as they would go out.
+        frame_max: in bytes, as client and broker have agreed; 0 where there is no limit, or none is known.
+        encode: the length in bytes of the encoded properties. Asked only where they may be near the limit; where it
+            raises, the library is about to say what is wrong with them.
+    """
+    if not frame_max or _at_most(headers) < frame_max:
+        return True
+    try:
+        return encode() + _AROUND_PROPERTIES <= frame_max
+    except Exception as error:
+        if guard.is_not_ours(error):
+            raise
+        return True
+
+
+def _at_most(headers: Mapping[Any, Any]) -> int:
+    """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
+    size = _OTHER_PROPERTIES
+    for name, value in headers.items():
+        if not isinstance(name, (str, bytes)):
+            return _UNKNOWN
+        if isinstance(value, (str, bytes)):
+            size += 4 * (len(name) + len(value)) + 16
+        else:
+            size += 4 * len(name) + (16 if value is None or isinstance(value, int) else _UNKNOWN)
+    return size
+
+
+_AROUND_PROPERTIES = 20  # bytes of their frame
+_OTHER_PROPERTIES = 13 * 256
+_UNKNOWN = 1 << 40
+
+
+def _is_made_up(name: str) -> bool:
+    return name.startswith(SERVER_NAMED) or _CLIENT_NAMED.fullmatch(name) is not None
+
+
 @remembered
 def _destination(
     parts: tuple[str, ...], routing_key: str, system: str, host: str | None, port: int | None, /
 ) -> Destination:
-    lasting = [part for part in parts if part and not part.startswith(SERVER_NAMED)]
+    lasting = [part for part in parts if part and not _is_made_up(part)]
     name = ":".join(filter(None, parts))
-    is_made_up = any(part.startswith(SERVER_NAMED) for part in parts)
+    is_made_up = any(map(_is_made_up, parts))
     return Destination(
         system=system,
         name=name or "amq.default",
-        # A name that the server made up is of high cardinality; what stands beside it is not.
+        # A name that was made up is of high cardinality; what stands beside it is not.
         template=":".join(lasting) or None if is_made_up else None,
         # Queues of such names go away with the connection that declared them.
         temporary=is_made_up,

@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from opentelemetry.trace import Span
 
@@ -18,8 +18,6 @@ from queueprop.kit.iteration import AsyncMessages, MessageList, Messages
 from queueprop.kit.library import Library, Source
 from queueprop.settings import Settings
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,7 +52,7 @@ class Words:
         self._handler = f"a function or method, {handler}"
         self._iterable = iterable
 
-    def publish(self, publish: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def publish(self, publish: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_publish", publish, settings)
         return calls.hooked(publish, hooks.publish_async if self._is_async(publish) else hooks.publish)
 
@@ -117,17 +115,18 @@ class Words:
         batch = MessageList.plain(checks.messages_at_hand("traced_batch", natives))
         return hooks.handled_together(batch, known)
 
-    def get(self, get: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def get(self, get: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_get", get, settings)
         return calls.hooked(get, hooks.pull_async if self._is_async(get) else hooks.pull)
 
-    def settle(self, settle: Callable[P, R], settings: Settings | None) -> Callable[P, R]:
+    def settle(self, settle: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_settle", settle, settings)
         return calls.hooked(settle, hooks.settle_async if self._is_async(settle) else hooks.settle)
 
     def _set_up(self, word: str, given: Any, settings: Settings | None) -> Hooks:
         call = self._calls[word]
-        checks.check_call(word, given, self._library.name, call.names, call.form, call.takes)
+        module = checks.module_of(self._library.name)
+        checks.check_call(word, given, module, call.names, call.form, call.takes)
         if call.is_one is not None and not call.is_one(given):
             raise checks.refused(word, call.form, given)
         return Hooks(self._library, checks.engine_of(settings, word))

@@ -197,12 +197,4 @@ class MemoryInstrumentor(Adapter):
         yield Patch(Channel, "get", hooks.pull)
         yield Patch(Channel, "getmany", hooks.pull)
         yield Patch(Channel, "ack", hooks.settle)
-        yield Patch(Channel, "consume", _loop_of(hooks))
-
-
-def _loop_of(hooks: Hooks) -> Any:
-    def consume(wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        source = MEMORY.source(channel, args, kwargs, wrapped)
-        return hooks.loop(Messages, wrapped(*args, **kwargs), source)
-
-    return consume
+        yield Patch(Channel, "consume", hooks.iterates(Messages))

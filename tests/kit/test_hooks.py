@@ -19,6 +19,7 @@ from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, get_current_
 
 from queueprop import Destination, Message, Settings, guard, send_span
 from queueprop.engine.engine import engine_for
+from queueprop.kit import calls
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.library import Source
 from tests.kit.memory import MEMORY, Channel, MemoryInstrumentor, MemoryLibrary, Parcel, words, words_of
@@ -627,6 +628,114 @@ class TestHandling:
         with words.batch([message], None, settings):
             seen.append(message)
         assert seen == [message] * 4
+
+
+class Subscriber:
+    """A library's object that keeps a handler, and one of its own that only buffers."""
+
+    def __init__(self) -> None:
+        self.handlers: list[Any] = []
+
+    def subscribe(self, queue: str, handler: Any = None) -> str:
+        self.handlers.append(handler)
+        return queue
+
+    def buffer(self, parcel: Parcel) -> object:
+        return current_ids()
+
+
+class Processing:
+    """A library's own context manager about a message, which may fail to settle it."""
+
+    def __init__(self, parcel: Parcel, fails: bool = False) -> None:
+        self.parcel, self.fails = parcel, fails
+
+    async def __aenter__(self) -> Parcel:
+        return self.parcel
+
+    async def __aexit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        if self.fails:
+            raise OverflowError("not settled")
+
+
+class TestRegistered:
+    """Around what a library registers handlers with, and around its own context managers."""
+
+    @pytest.fixture
+    def hooks(self, settings: Settings) -> Hooks:
+        return Hooks(MEMORY, engine_for(settings))
+
+    @pytest.fixture
+    def subscribe(self, hooks: Hooks) -> Any:
+        subscriber = Subscriber()
+        hook = hooks.registers(1, "handler", is_theirs=lambda it: it == subscriber.buffer)
+        subscribe = calls.hooked(subscriber.subscribe, hook)
+        subscribe.subscriber = subscriber  # type: ignore[attr-defined]
+        return subscribe
+
+    @pytest.mark.parametrize("by", ["place", "keyword"])
+    def test_a_handler_runs_inside(self, telemetry: Telemetry, subscribe: Any, by: str) -> None:
+        """Wherever among the arguments it is, what is registered in its place is equal to it, and traced."""
+
+        def handle(parcel: Parcel) -> object:
+            return current_ids()
+
+        given = (handle,) if by == "place" else ()
+        assert subscribe("orders", *given, **({} if given else {"handler": handle})) == "orders"
+        [registered] = subscribe.subscriber.handlers
+        assert registered == handle
+        assert repr(registered) == repr(handle)
+        assert registered(parcel()) == ids(telemetry.only("process orders"))
+
+    def test_what_is_none(self, telemetry: Telemetry, subscribe: Any) -> None:
+        """No handler, and one of the library's own: as without us."""
+        subscriber = subscribe.subscriber
+        subscribe("orders")
+        subscribe("orders", subscriber.buffer)
+        assert subscriber.handlers == [None, subscriber.buffer]
+        assert subscriber.handlers[1](parcel()) is None
+        assert len(telemetry.spans) == 0
+
+    def test_a_fault_of_ours(self, hooks: Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The library registers the handler as it is given."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        subscriber = Subscriber()
+        odd = calls.hooked(subscriber.subscribe, hooks.registers(1, "handler", source=_raises))
+        odd("orders", print)
+        assert subscriber.handlers == [print]
+
+    @pytest.mark.parametrize("fails", [None, "the block", "its end"])
+    def test_a_context_manager(self, telemetry: Telemetry, hooks: Hooks, fails: str | None) -> None:
+        """Its block is inside the message's span, which has the error of the block, or of the manager's end."""
+        manager = Processing(parcel(), fails == "its end")
+        enter = calls.hooked(manager.__aenter__, hooks.enter_async)
+        leave = calls.hooked(manager.__aexit__, hooks.exit_async)
+
+        async def handle() -> object:
+            assert await enter() is manager.parcel
+            inside = current_ids()
+            error = LookupError("no stock") if fails == "the block" else None
+            await leave(None if error is None else LookupError, error, None)
+            return inside
+
+        if fails == "its end":
+            with pytest.raises(OverflowError):
+                asyncio.run(handle())
+        else:
+            assert asyncio.run(handle()) == ids(telemetry.only("process orders"))
+        types = {None: None, "the block": "LookupError", "its end": "OverflowError"}
+        assert attributes(telemetry.only("process orders")).get("error.type") == types[fails]
+        assert get_current_span() is INVALID_SPAN
+
+    def test_one_that_was_entered_before(self, telemetry: Telemetry, hooks: Hooks) -> None:
+        """Its end is as without us."""
+        manager = Processing(parcel())
+        asyncio.run(calls.hooked(manager.__aexit__, hooks.exit_async)(None, None, None))
+        assert len(telemetry.spans) == 0
+
+
+def _raises(*args: Any) -> Any:
+    raise LookupError("no")
 
 
 class TestWorkers:

@@ -17,6 +17,7 @@ from opentelemetry.trace import Span
 import queueprop
 from queueprop import Message, Settings
 from queueprop.engine.engine import Engine, engine_for
+from queueprop.kit import checks
 from queueprop.kit import instrumentor as adapter
 from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rival, Rivals, missing_extra
 from tests.telemetry import ORDERS, Telemetry
@@ -597,7 +598,7 @@ def test_the_registry() -> None:
     """Every adapter that is named can be found: module and class, whose library is the name."""
     for library, path in adapter.ADAPTERS.items():
         module, _, name = path.partition(":")
-        assert module == f"queueprop.adapters.{library}"
+        assert module == f"queueprop.adapters.{checks.module_of(library)}"
         assert name.endswith("Instrumentor")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from queueprop import guard
 from queueprop.kit import rabbitmq
 
 BROKER = ("rabbitmq", "rabbit.example", 5672)
@@ -18,10 +22,12 @@ BROKER = ("rabbitmq", "rabbit.example", 5672)
         ("", "", "amq.default", "amq.default"),
         ("", "amq.gen-1", "amq.gen-1", "rabbit.example:5672"),
         ("", "amq.rabbitmq.reply-to.1", "amq.rabbitmq.reply-to.1", "rabbit.example:5672"),
+        ("", f"amq_{'0f' * 16}", f"amq_{'0f' * 16}", "rabbit.example:5672"),
+        ("", "amq_orders", "amq_orders", "amq_orders"),
     ],
 )
 def test_where_a_message_is_published_to(exchange: str, routing_key: str, name: str, label: str) -> None:
-    """Exchange and routing key, or the one that is there; a name that the server made up names no span."""
+    """Exchange and routing key, or the one that is there; a name that a server or client made up names no span."""
     destination = rabbitmq.producer_destination(exchange, routing_key, *BROKER)
     assert (destination.name, destination.label) == (name, label)
 
@@ -86,3 +92,45 @@ def test_a_destination_is_built_once() -> None:
 def test_which_delivery_it_is(headers: object, redelivered: bool | None, attempt: int | None) -> None:
     """The first by its flag, later ones where a quorum queue counts; unknown behind a dead letter."""
     assert rabbitmq.delivery_attempt(headers, redelivered) == attempt
+
+
+class TestFrames:
+    @pytest.mark.parametrize(
+        ("headers", "encoded", "fits"),
+        [
+            ({"large": "x" * 131_000}, 131_052, True),
+            ({"large": "x" * 131_000}, 131_053, False),
+            ({"nested": {"a": 1}}, 131_053, False),
+            ({7: "x"}, 131_053, False),
+        ],
+    )
+    def test_what_may_be_near_the_limit_is_measured(
+        self, headers: dict[Any, Any], encoded: int, fits: bool
+    ) -> None:
+        """Around the properties stand 20 bytes of their frame."""
+        assert rabbitmq.fits_a_frame(headers, 131_072, lambda: encoded) is fits
+
+    @pytest.mark.parametrize("frame_max", [131_072, 0])
+    def test_what_is_far_from_it_is_not(self, frame_max: int) -> None:
+        """Nor is anything where there is no limit."""
+        headers = {"traceparent": "x" * 55, "none": None, "number": 7}
+        assert rabbitmq.fits_a_frame(headers, frame_max, _never)
+
+    def test_what_cannot_be_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is left to the library, which says why; what was meant for the program comes out."""
+        assert rabbitmq.fits_a_frame({"large": "x" * 131_000}, 131_072, _raises(TypeError("no")))
+        meant = TimeoutError("a time limit of the program's")
+        monkeypatch.setattr(guard, "is_not_ours", lambda error: error is meant)
+        with pytest.raises(TimeoutError):
+            rabbitmq.fits_a_frame({"large": "x" * 131_000}, 131_072, _raises(meant))
+
+
+def _never() -> int:
+    raise AssertionError("measured")
+
+
+def _raises(error: Exception) -> Callable[[], int]:
+    def encode() -> int:
+        raise error
+
+    return encode

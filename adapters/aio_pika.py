@@ -1,0 +1,392 @@
+"""aio-pika: RabbitMQ's messages in their publishers' traces. aio-pika 9.4 and newer, robust connections or not.
+
+The context travels in the message's ``headers``, as text. The caller's ``Message`` and its headers stay as they were:
+what goes out is the same message with headers of ours.
+
+Two things shape this file:
+
+- ``async with message.process():`` is a scope that users write already, so it is the one of a message that was pulled.
+- A delivery names its exchange and routing key, not its queue. The queue is known where it is consumed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar, overload
+
+import wrapt
+from opentelemetry.trace import Span
+
+from queueprop.engine import semconv
+from queueprop.engine.message import Destination, Message
+from queueprop.kit import calls, checks, rabbitmq
+from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit.fitting import fitted
+from queueprop.kit.hooks import Hooks
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.iteration import AsyncMessages
+from queueprop.kit.library import Library, Publication, Settlement, Source
+from queueprop.kit.words import Call, Words
+from queueprop.settings import Settings
+from queueprop.wire.headers import is_altered
+
+try:
+    from aio_pika import Exchange, IncomingMessage, Queue
+    from aio_pika.abc import AbstractIncomingMessage, AbstractMessage, AbstractQueueIterator
+    from aio_pika.message import ProcessContext
+    from aio_pika.queue import QueueIterator
+except ModuleNotFoundError as error:
+    if error.name != "aio_pika":
+        raise
+    raise missing_extra(__name__, "aio-pika", "aio-pika") from None
+
+M = TypeVar("M")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Publish(NamedTuple):
+    """What a ``publish_hook`` is given: the message is the caller's, with a copy of its headers."""
+
+    exchange: str
+    routing_key: str
+    message: AbstractMessage
+
+
+def traced_publish(publish: F, *, settings: Settings | None = None) -> F:
+    """Wraps an exchange's publish: ``publish = traced_publish(channel.default_exchange.publish)``.
+
+    The PRODUCER span ends when the call has returned: with confirms that is the broker's answer, and a nack and an
+    unroutable message that comes back are errors of the span. The message is not altered.
+
+    Args:
+        publish: ``publish`` of an exchange, a ``functools.partial`` of it, or a coroutine function with the same
+            arguments around it.
+        settings: instead of those of the environment.
+
+    Raises TypeError for what can be none of these, as do the other words here.
+    """
+    return _words.publish(publish, settings)
+
+
+@overload
+def traced_consumer(callback: F) -> F: ...
+@overload
+def traced_consumer(
+    *, queue: str | None = None, destination: Destination | None = None, settings: Settings | None = None
+) -> Callable[[F], F]: ...
+def traced_consumer(
+    callback: F | None = None,
+    *,
+    queue: str | None = None,
+    destination: Destination | None = None,
+    settings: Settings | None = None,
+) -> F | Callable[[F], F]:
+    """Decorates a consumer's callback, a coroutine function or not::
+
+        @traced_consumer(queue="orders")
+        async def on_message(message): ...
+
+        await queue.consume(on_message)
+
+    Args:
+        queue: the queue that it consumes from; aio-pika's messages do not tell it.
+        destination: instead of the one that exchange, routing key and queue make.
+        settings: instead of those of the environment.
+    """
+    checks.check_name("traced_consumer", "queue", queue)
+    return _words.consumer(callback, lambda _: Source(None, queue), destination, settings)
+
+
+def traced_messages(
+    iterable: AsyncIterable[M], destination: Destination | None = None, *, settings: Settings | None = None
+) -> AsyncMessages[M]:
+    """A loop whose body runs inside each message's CONSUMER span::
+
+        async with queue.iterator() as messages:
+            async for message in traced_messages(messages): ...
+
+    The span ends when the next message is asked for, and when the loop is left.
+
+    Args:
+        iterable: a queue, or its ``iterator()``.
+        destination: instead of the one that exchange, routing key and queue make.
+        settings: instead of those of the environment.
+    """
+    return _words.messages(iterable, destination, settings, _source_of(iterable))
+
+
+def traced_message(
+    message: Any, destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """The CONSUMER span of one message that was pulled, as a context manager::
+
+        message = await queue.get()
+        with traced_message(message):
+            async with message.process(): ...
+
+    Args as for ``traced_messages``. Where ``get`` is not traced, nothing but the destination tells the queue. Of None,
+    which ``get(fail=False)`` gives for an empty queue, there is no span.
+    """
+    return _words.message(message, destination, settings)
+
+
+def traced_batch(
+    messages: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
+) -> AbstractContextManager[Span]:
+    """One CONSUMER span for messages of one queue, with a link for each, as a context manager.
+
+    Args as for ``traced_messages``.
+    """
+    return _words.batch(messages, destination, settings)
+
+
+def traced_get(get: F, *, settings: Settings | None = None) -> F:
+    """Wraps a queue's ``get``, which then has a receive span: ``get = traced_get(queue.get)``.
+
+    It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
+    """
+    return _words.get(get, settings)
+
+
+def traced_settle(settle: F, *, settings: Settings | None = None) -> F:
+    """Wraps ``ack``, ``nack`` or ``reject`` of a message: ``await traced_settle(message.ack)()``.
+
+    Under ``Settings(settle_spans=True)``, which the consumer must have too, a settlement is a span: a child of the
+    message's CONSUMER span, from any task and however late.
+    """
+    return _words.settle(settle, settings)
+
+
+class AioPikaInstrumentor(Adapter):
+    """Traces what is published and consumed through aio-pika from now on, by the patterns RPC and Master as well.
+
+    ``async with message.process():`` is the span of a message that ``queue.get()`` gave. ``opentelemetry-instrument``
+    finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_aio_pika``.
+    """
+
+    library = "aio-pika"
+    requires = ("aio-pika >= 9.4",)
+    rivals = Rivals(
+        "aio-pika",
+        Rival(
+            "opentelemetry.instrumentation.aio_pika:AioPikaInstrumentor",
+            "opentelemetry-instrumentation-aio-pika",
+            entry_point="aio-pika",
+        ),
+    )
+
+    def patches(self) -> Iterable[Patch]:
+        hooks = Hooks(AIO_PIKA, self.engine, lambda: self.is_active)
+        yield Patch(Exchange, "publish", hooks.publish_async)
+        # A RobustQueue keeps the user's own callback, and calls this again after a reconnect.
+        yield Patch(Queue, "consume", hooks.registers(0, "callback", is_theirs=_is_of_an_iterator))
+        yield Patch(Queue, "get", hooks.pull_async)
+        for loop in (Queue, QueueIterator):
+            yield Patch(loop, "__aiter__", hooks.iterates(AsyncMessages))
+        for name in ("ack", "nack", "reject"):
+            yield Patch(IncomingMessage, name, hooks.settle_async)
+        yield Patch(ProcessContext, "__aenter__", hooks.enter_async)
+        yield Patch(ProcessContext, "__aexit__", hooks.exit_async)
+
+
+class _AioPika(Library):
+    name = "aio-pika"
+    message_form = "message of aio-pika's"
+    is_async = True
+
+    def publication(
+        self, exchange: Any, args: Arguments, kwargs: Options, call: Wrapped
+    ) -> Publication | None:
+        given = calls.bound(_publish_arguments, args, kwargs)
+        if given is None or not isinstance(given[0], AbstractMessage):
+            return None
+        return _Publication(exchange, *given)
+
+    def message(self, message: Any) -> Message:
+        timestamp, tag = message.timestamp, message.delivery_tag
+        return Message(
+            headers=message.headers,
+            id=calls.text(message.message_id),
+            conversation_id=calls.text(message.correlation_id),
+            body=message.body,
+            sent_at=timestamp.timestamp() if isinstance(timestamp, datetime) else None,
+            attempt=rabbitmq.delivery_attempt(message.headers, message.redelivered),
+            attributes=None if tag is None else {rabbitmq.DELIVERY_TAG: tag},
+            native=message,
+        )
+
+    def consumed_from(self, message: Any, source: Source | None) -> Destination:
+        queue, via = (None, None) if source is None else (source.name, source.via)
+        return rabbitmq.consumer_destination(
+            calls.text(getattr(message, "exchange", None)) or "",
+            calls.text(getattr(message, "routing_key", None)) or "",
+            calls.text(queue) or "",
+            rabbitmq.SYSTEM,
+            *_address(_channel_of(message) or getattr(via, "channel", None)),
+        )
+
+    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
+        return next(((it, None) for it in given if isinstance(it, AbstractIncomingMessage)), None)
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, AbstractMessage) and hasattr(native, "delivery_tag")
+
+    def identity(self, message: Any) -> tuple[object, Hashable] | None:
+        """A message takes no weak reference. What stands for it goes with it: in a slot that aio-pika has left over."""
+        mark = getattr(message, "_loop", None)
+        if not isinstance(mark, _Mark):
+            mark = message._loop = _Mark()
+        return mark, None
+
+    def source(self, queue: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
+        return _source_of(queue)
+
+    def settlement_of(self, message: Any, source: Source | None) -> tuple[Any, Hashable] | None:
+        return None if message.processed else (_channel_of(message), message.delivery_tag)
+
+    def settled(self, message: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
+        holders, tag = (_channel_of(message),), message.delivery_tag
+        if call.__name__ != "reject" and calls.given(0, "multiple", args, kwargs):
+            return Settlement(call.__name__, holders, picks=lambda it: it <= tag)
+        return Settlement(call.__name__, holders, key=tag)
+
+
+AIO_PIKA = _AioPika()
+
+_words = Words(
+    AIO_PIKA,
+    publish=Call("an exchange's publish, as in traced_publish(exchange.publish)", ("publish",)),
+    handler='as in @traced_consumer(queue="orders")',
+    iterable="a queue or its iterator, as in traced_messages(queue)",
+    get=Call("a queue's get, as in traced_get(queue.get)", ("get",)),
+    settle=Call(
+        "a message's ack, nack or reject, as in traced_settle(message.ack)", ("ack", "nack", "reject")
+    ),
+)
+
+
+class _Mark:
+    """Stands for a message."""
+
+    __slots__ = ("__weakref__",)
+
+
+# Publishing
+
+
+class _Publication(Publication):
+    """A ``publish``, with headers that are ours to write to."""
+
+    def __init__(self, exchange: Any, message: Any, routing_key: Any) -> None:
+        self._channel = getattr(exchange, "channel", None)
+        self._given = given = message.headers or {}
+        headers = dict(given) if isinstance(given, dict) else None  # else not what aio-pika takes; it says so
+        outgoing: Any = _Outgoing(message, headers)
+        self._outgoing = outgoing
+        name, key = calls.text(getattr(exchange, "name", None)) or "", calls.text(routing_key) or ""
+        described = Message(
+            headers=headers,
+            id=calls.text(message.message_id),
+            conversation_id=calls.text(message.correlation_id),
+            body=message.body,
+            native=Publish(name, key, outgoing),
+        )
+        super().__init__(
+            rabbitmq.producer_destination(name, key, rabbitmq.SYSTEM, *_address(self._channel)), described
+        )
+
+    def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+        outgoing, given = self._outgoing, self._given
+        if outgoing.headers is None or not is_altered(outgoing.headers, given):
+            return args, kwargs
+        name = self.destination.name
+        outgoing.headers = fitted(
+            outgoing.headers, lambda: dict(given), self._fits, "publishing with aio-pika", name
+        )
+        return calls.replaced(0, "message", outgoing, args, kwargs)
+
+    def _fits(self, headers: dict[Any, Any]) -> bool:
+        self._outgoing.headers = headers
+        limit = _frame_max(self._channel)
+        return rabbitmq.fits_a_frame(headers, limit, lambda: len(self._outgoing.properties.marshal()))
+
+    def end(self, result: Any) -> None:
+        returned = getattr(result, "delivery", None)  # a message that came back, unless ``on_return_raises``
+        if returned is not None:
+            self.send.fail(
+                returned.reply_text, f"{returned.reply_text} for routing key {returned.routing_key!r}"
+            )
+        sent = self._outgoing.sent
+        self.send.close_with(sent, lambda it: {} if it is None else {semconv.MESSAGE_ID: it.message_id})
+
+
+class _Outgoing(wrapt.ObjectProxy):  # type: ignore[type-arg]
+    """The caller's message in all but its headers."""
+
+    def __init__(self, message: Any, headers: dict[Any, Any] | None) -> None:
+        super().__init__(message)
+        self._self_headers = headers
+        self._self_sent: Any = None
+
+    @property
+    def headers(self) -> Any:
+        return self._self_headers
+
+    @headers.setter
+    def headers(self, headers: Any) -> None:
+        self._self_headers = headers
+
+    @property
+    def properties(self) -> Any:
+        """As the message makes them anew each time."""
+        self._self_sent = properties = self.__wrapped__.properties
+        properties.headers = self._self_headers
+        return properties
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)  # aio-pika logs it
+
+    @property
+    def sent(self) -> Any:
+        """The latest properties: aiormq has given them an id, where the caller gave none."""
+        return self._self_sent
+
+
+def _publish_arguments(
+    message: Any, routing_key: Any, *, mandatory: Any = True, immediate: Any = False, timeout: Any = None
+) -> tuple[Any, Any]:
+    return message, routing_key
+
+
+# Channels and queues
+
+
+def _source_of(given: Any) -> Source:
+    """Of a queue or its iterator."""
+    queue = getattr(given, "_amqp_queue", given)
+    return Source(queue, getattr(queue, "name", None))
+
+
+def _is_of_an_iterator(callback: Any) -> bool:
+    return isinstance(getattr(callback, "__self__", None), AbstractQueueIterator)
+
+
+def _channel_of(message: Any) -> Any:
+    """aiormq's channel; ``message.channel`` raises once that is closed."""
+    return getattr(message, "_IncomingMessage__channel", None)
+
+
+def _address(channel: Any) -> tuple[str | None, int | None]:
+    """Host and port, of a channel of aiormq's or of aio-pika's, which keeps its connection to itself."""
+    url = getattr(getattr(channel, "connection", None) or getattr(channel, "_connection", None), "url", None)
+    if url is None:
+        return None, None
+    return url.host, url.port or (5671 if url.scheme == "amqps" else 5672)
+
+
+def _frame_max(channel: Any) -> int:
+    """Of a channel of aio-pika's; 0 where there is no connection yet."""
+    underlay = getattr(getattr(channel, "_channel", None), "channel", None)
+    return getattr(getattr(getattr(underlay, "connection", None), "connection_tune", None), "frame_max", 0)
