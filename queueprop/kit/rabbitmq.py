@@ -88,7 +88,7 @@ def fits_a_frame(headers: Mapping[Any, Any], frame_max: int, encode: Callable[[]
         encode: the length in bytes of the encoded properties. Asked only where they may be near the limit; where it
             raises, the library is about to say what is wrong with them.
     """
-    if not frame_max or _at_most(headers) < frame_max:
+    if not isinstance(frame_max, int) or not frame_max or _at_most(headers) < frame_max:
         return True
     try:
         return encode() + _AROUND_PROPERTIES <= frame_max
