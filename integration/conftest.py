@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from queueprop import guard
+
 from . import matrix
 from .brokers import (
     CHOICES,
@@ -37,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the rung that brokers must be on: containers, native or embedded; auto (default): the first "
         "that is there of a URL in the environment, a container, a program on the PATH, an embedded server",
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard says a thing once a process, and a test is to be told what its own program would be."""
+    monkeypatch.setattr(guard, "_logged", {})
 
 
 @pytest.fixture(scope="session")

@@ -508,6 +508,7 @@ class InProcess(NamedTuple):
     after_fork: list[Callable[[Any], None]]
     finalizers: list[Callable[[], None]]
     targets: list[Callable[[], None]]
+    at_threads_end: list[Callable[[], None]]
     called: list[str]
 
     def install(self) -> None:
@@ -523,10 +524,13 @@ class InProcess(NamedTuple):
         self.clock.at(seconds, self.answer)
 
     def insist(self) -> None:
-        """Runs the thread that SIGTERM wakes, to its end."""
+        """Runs the thread that SIGTERM wakes, to its end, and the one that it starts to say something."""
+        before = threading.enumerate()
         with pytest.raises(Exited) as ended:
             self.hand_over._insist()
         assert ended.value.args == (143,)
+        for started in set(threading.enumerate()).difference(before):
+            started.join()
 
     def terminate(self) -> None:
         with pytest.raises(SystemExit) as raised:
@@ -544,7 +548,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """A HandOver whose hooks are collected and not installed, and whose threads are called by the test."""
     called: list[str] = []
     hand_over = HandOver(lambda: called.append("flush"), lambda: called.append("shutdown"), 5, 2)
-    case = InProcess(hand_over, Clock(), {}, [], [], [], [], called)
+    case = InProcess(hand_over, Clock(), {}, [], [], [], [], [], called)
     monkeypatch.setattr(exiting, "time", case.clock)
     monkeypatch.setattr(flushing, "time", case.clock)
     monkeypatch.setattr(flushing.last_in_vain, "_began", bytearray(8))
@@ -552,7 +556,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     monkeypatch.setattr(atexit, "register", case.at_exit.append)
     monkeypatch.setattr(exiting, "register_after_fork", lambda _, function: case.after_fork.append(function))
     monkeypatch.setattr(exiting, "Finalize", lambda *arguments, **_: case.finalizers.append(arguments[1]))
-    monkeypatch.setattr(exiting, "_daemon", case.targets.append)
+    daemon = case.targets.append
+    monkeypatch.setattr(exiting, "_daemon", daemon)
+    hand_over._start_thread = daemon
+    monkeypatch.setattr(exiting, "_native_start", lambda: lambda target: case.targets.append(target))
+
+    def at_threads_end(call: Callable[[], None]) -> bool:
+        case.at_threads_end.append(call)
+        return True
+
+    monkeypatch.setattr(exiting, "_at_threads_end", at_threads_end)
 
     def _exit(status: int) -> None:
         raise Exited(status)
@@ -785,13 +798,86 @@ class TestOneDeadline:
         assert in_process.clock.passed == 2
 
 
-def test_a_forked_child_has_threads_of_its_own_and_gets_its_own_signal(in_process: InProcess) -> None:
+def test_a_forked_child_gets_its_own_signal(in_process: InProcess) -> None:
     """What its parent had seen (a SIGTERM) does not count for the child."""
     in_process.install()
     in_process.terminate()
     in_process.fork()
-    assert len(in_process.targets) == 4
     in_process.terminate()
+
+
+class TestThreadsOfAForkedChild:
+    """Each costs a fork a millisecond: it starts those that it needs, when it needs them, once."""
+
+    def test_none_at_first(self, in_process: InProcess) -> None:
+        """Nor while its parent's have something to do."""
+        in_process.install()
+        in_process.fork()
+        assert len(in_process.targets) == 2
+
+    def test_one_at_sigterm(self, in_process: InProcess) -> None:
+        """The one that insists."""
+        in_process.install()
+        in_process.fork()
+        in_process.terminate()
+        assert in_process.targets[2:] == [in_process.hand_over._insist]
+
+    def test_one_when_something_is_handed_over(self, in_process: InProcess) -> None:
+        """The one that may block; it serves the next one, too."""
+        in_process.install()
+        in_process.fork()
+        in_process.hand_over.run(lambda: None)
+        in_process.hand_over.run(lambda: None)
+        assert in_process.targets[2:] == [in_process.hand_over._work]
+
+    def test_both_when_the_interpreter_begins_to_end(self, in_process: InProcess) -> None:
+        """From Python 3.12 on it starts none in its exit hooks."""
+        in_process.install()
+        in_process.fork()
+        in_process.at_threads_end[0]()
+        in_process.at_threads_end[0]()
+        assert in_process.targets[2:] == [in_process.hand_over._work, in_process.hand_over._insist]
+
+    @pytest.mark.parametrize("what", ["_at_threads_end", "_native_start"])
+    def test_both_at_once(self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+        """Where the interpreter would not call, and where greenlets stand for threads."""
+        monkeypatch.setattr(exiting, what, lambda *_: None)
+        in_process.install()
+        in_process.fork()
+        assert len(in_process.targets) == 4
+
+    def test_where_none_can_be_started(self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is raised into the user's program, and nothing is waited for."""
+
+        def refuse(target: Callable[[], None]) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(exiting, "_native_start", lambda: refuse)
+        in_process.install()
+        in_process.fork()
+        in_process.at_threads_end[0]()
+        in_process.terminate()
+        in_process.hand_over.at_exit()
+        assert in_process.clock.passed == 0
+
+    def test_what_a_thread_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """gevent's and eventlet's are functions in Python."""
+        assert exiting._native_start() is not None
+        monkeypatch.setattr("_thread.start_new_thread", lambda *_: None)
+        assert exiting._native_start() is None
+
+    def test_a_python_that_has_no_such_hook(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is CPython's own, and may go."""
+        monkeypatch.delattr(threading, "_register_atexit")
+        assert not exiting._at_threads_end(lambda: None)
+
+    def test_a_python_that_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is told what to call."""
+        registered: list[object] = []
+        monkeypatch.setattr(threading, "_register_atexit", registered.append)
+        call = lambda: None  # noqa: E731
+        assert exiting._at_threads_end(call)
+        assert registered == [call]
 
 
 def test_sigterm_in_the_hooks_of_a_fork_waits(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1061,6 +1147,9 @@ def test_a_daemon_thread_runs_its_target() -> None:
         ran.append(threading.current_thread().daemon)
         done.set()
 
-    exiting._daemon(target)
-    assert done.wait(A_HANG)
-    assert ran == [True]
+    for start in (exiting._daemon, exiting._native_start()):
+        assert start is not None
+        done.clear()
+        start(target)
+        assert done.wait(A_HANG)
+    assert ran == [True, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import re
 import sys
 from importlib import metadata
@@ -15,7 +16,7 @@ import queueprop
 import queueprop.adapters
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-ADAPTERS = sorted(path.stem for path in (CHECKOUT / "adapters").glob("*.py") if not path.stem.startswith("_"))
+ADAPTERS = sorted(module.name for module in pkgutil.iter_modules([str(CHECKOUT / "adapters")]))
 EXTRAS = [library.replace("_", "-") for library in ADAPTERS]  # as pip knows them
 REINSTALL = "the installed metadata is older than pyproject.toml: install the checkout again"
 

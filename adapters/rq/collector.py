@@ -47,7 +47,7 @@ class Circuit:
 
     Each horse is a process of its own, and would find out anew that the Collector does not answer: that is
     ``flush_timeout`` a job. So what one has waited for in vain the next do not wait for. Now and then one tries: after
-    a pause of a hundred times as long as it may wait, which at first is not long. An answer ends it.
+    a pause of two hundred times as long as it may wait, which at first is not long. An answer ends it.
 
     It lies in memory that forked children share, so that horses whose worker is not traced find it as well
     (``traced_consumer`` alone).
@@ -94,8 +94,8 @@ _STATE = struct.Struct("=dd")
 """Seconds that the next try may wait, 0 where all is well; and when that may be, by the monotonic clock."""
 
 
-PAUSE = 100
-"""So many times as long as the try that follows it is a pause: the tries cost a hundredth of a worker's time."""
+PAUSE = 200
+"""So many times as long as the try that follows it is a pause: the tries cost half a hundredth of a worker's time."""
 
 
 circuit = Circuit()

@@ -29,6 +29,7 @@ gevent, the lookup of the Collector's name blocks at the end, and has no bound o
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
@@ -41,7 +42,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
 from multiprocessing.util import Finalize, register_after_fork
-from types import FrameType
+from types import BuiltinFunctionType, FrameType
 from typing import Any, Generic, Literal, TypeVar
 
 from queueprop import guard
@@ -60,8 +61,15 @@ replaces its children would otherwise work no faster than a dead Collector lets 
 """
 
 
+_Request = Literal["end now", "end in order", "again"]
+
+
 class HandOver:
     """Calls ``shutdown`` once, at the end of the process and of each of its children.
+
+    A call that may block has a bound only in a thread of its own, and so has an end that SIGTERM asks for. The process
+    has two threads for them from the beginning, since from Python 3.12 on an interpreter that is ending starts none.
+    A forked child starts them when they are needed: most need none, and a work horse of RQ's is forked for each job.
 
     Arguments:
         flush: hands over what there is by now, and may block.
@@ -85,11 +93,15 @@ class HandOver:
         self._terminated = False
         self._forking = False
         self._missed_in = 0
+        self._may_start_late = False
+        self._start_thread: Callable[[Callable[[], None]], object] = _daemon
         self._renew()
 
     def install(self) -> None:
         """Once a process; children inherit it."""
-        self._start()
+        self._may_start_late = _at_threads_end(self._start_at_last)
+        self._sleep = time.sleep
+        self._start_all()
         stand_in_for_default(self.on_sigterm)
         atexit.register(self.at_exit)
         if hasattr(os, "register_at_fork"):
@@ -105,6 +117,7 @@ class HandOver:
     def run(self, task: Task) -> None:
         """Runs it, after those before it, in a thread of the kind that there was when this was made."""
         self._tasks.put(task)
+        self._start("work")
 
     def at_exit(self) -> None:
         """The exit hook: waits until the spans are handed over, but not longer than the timeout."""
@@ -123,13 +136,13 @@ class HandOver:
         if self._terminated:
             return
         if _makes_hub(frame):
-            self._sigterm.put("again")
+            self._request("again")
             return
         self._terminated = True
         self._begin(time.monotonic())
         make_hub()
         ends_already = self._reached or _past_the_program(frame)
-        self._sigterm.put("end now" if ends_already else "end in order")
+        self._request("end now" if ends_already else "end in order")
         if not ends_already:
             _raise_in_main(SystemExit(SIGTERM_STATUS))
 
@@ -141,15 +154,31 @@ class HandOver:
         self._is_brief = False
         self._told = False
         self._tasks: _Mailbox[Task] = _Mailbox()
-        self._sigterm: _Mailbox[Literal["end now", "end in order", "again"]] = _Mailbox()
+        self._sigterm: _Mailbox[_Request] = _Mailbox()
+        self._to_start = {"work": self._work, "insist": self._insist}
 
-    def _start(self) -> None:
-        # Started now: from Python 3.12 on an interpreter that is ending starts no thread, and a call that may
-        # block has a bound only in a thread of its own.
-        _daemon(self._work)
-        _daemon(self._insist)
-        # Theirs: a native thread that waits in a greenlet's hub crashes an interpreter that ends.
-        self._sleep = time.sleep
+    def _start_all(self) -> None:
+        self._start("work")
+        self._start("insist")
+
+    def _start_at_last(self) -> None:
+        with suppress(RuntimeError):
+            self._start_all()
+
+    def _start(self, name: str) -> None:
+        target = self._to_start.pop(name, None)  # atomic: the first who asks starts it
+        if target is None:
+            return
+        try:
+            self._start_thread(target)
+        except RuntimeError:
+            self._to_start[name] = target
+            raise
+
+    def _request(self, what: _Request) -> None:
+        self._sigterm.put(what)
+        with suppress(RuntimeError):  # a child at its very end, which needs nobody to insist on it
+            self._start("insist")
 
     def _before_fork(self) -> None:
         self._forking = True
@@ -158,18 +187,23 @@ class HandOver:
         self._forking = False
         if self._missed_in:
             self._missed_in = 0
-            self._sigterm.put("again")
+            self._request("again")
 
     def _in_forked_child(self) -> None:
         self._timeout, self._is_child = self._child_timeout, True
         self._terminated = False
         self._renew()
-        self._start()
+        # As they are now, for a thread of ours: a native one that waits in a greenlet's hub crashes an interpreter that
+        # ends, and the child may be patched later.
+        self._sleep = time.sleep
+        self._start_thread = _native_start() or _daemon
+        if self._start_thread is _daemon or not self._may_start_late:
+            self._start_all()
         self._forking = False
         if self._missed_in == os.getpid():  # and not the parent's, which the child has inherited
             self._terminated = True
             self._begin(time.monotonic())
-            self._sigterm.put("end now")
+            self._request("end now")
         self._missed_in = 0
 
     def _in_process_object(self) -> None:
@@ -194,7 +228,10 @@ class HandOver:
         deadline = max(self._deadline, min(now + min(_LAST_SECOND, self._timeout), self._last_moment))
         if self._is_child and last_in_vain.began(_TRY_AGAIN, now):
             self._is_brief, deadline = True, min(deadline, now + _BRIEFLY)
-        self.run(self._finish)
+        try:
+            self.run(self._finish)
+        except RuntimeError:  # no thread can be started, and without one it could last for ever
+            deadline = now
         self._given_up = not wait_until(lambda: self._handed_over, deadline, sleep)
         if not self._given_up:
             last_in_vain.clear()
@@ -284,6 +321,27 @@ class _Mailbox(Generic[T]):
 
 def _daemon(target: Callable[[], None]) -> None:
     threading.Thread(target=target, name="queueprop-exit", daemon=True).start()
+
+
+def _native_start() -> Callable[[Callable[[], None]], object] | None:
+    """What starts a native daemon thread. It takes no lock of Python code, so a signal handler may call it.
+
+    None where gevent and eventlet have replaced it.
+    """
+    start = _thread.start_new_thread
+    return (lambda target: start(target, ())) if isinstance(start, BuiltinFunctionType) else None
+
+
+def _at_threads_end(call: Callable[[], None]) -> bool:
+    """Calls it when the interpreter begins to end and threads can still be started, here and in forked children: the
+    exit hooks come later. Returns whether it will: the hook is CPython's own, for ``concurrent.futures``.
+    """
+    try:
+        register: Any = threading._register_atexit  # type: ignore[attr-defined]
+        register(call)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def _after_worker_of_billiard(at_exit: Callable[[], None]) -> None:

@@ -1460,14 +1460,14 @@ class TestCircuit:
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
         self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One whole wait; then shorter ones, each after a pause of a hundred times as long: 1 % of the time."""
+        """One whole wait; then shorter ones, each after a pause of two hundred times as long: half a percent."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
         began = clock[0]
         for _ in range(40_000):  # 20 jobs a second
             collector.hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
-        assert sum(waited[1:]) / (clock[0] - began) < 0.01
+        assert sum(waited[1:]) / (clock[0] - began) < 0.005
 
     def test_one_that_is_back_is_waited_for_again(
         self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
@@ -1477,7 +1477,7 @@ class TestCircuit:
         assert collector.hand_over(2.0, circuit.patience(2.0)) is False
         waited = self.collector(monkeypatch, clock, answers=True, after=0.02)
         assert collector.hand_over(2.0, circuit.patience(2.0)) is None
-        clock[0] += 12.6
+        clock[0] += 25.1
         assert collector.hand_over(2.0, circuit.patience(2.0)) is True
         assert collector.hand_over(2.0, circuit.patience(2.0)) is True
         assert circuit.patience(2.0) == 2.0
@@ -1490,7 +1490,7 @@ class TestCircuit:
         self.collector(monkeypatch, clock, answers=False, after=10)
         collector.hand_over(2.0, circuit.patience(2.0))
         waited = self.collector(monkeypatch, clock, answers=True, after=0.4)
-        for _ in range(2000):
+        for _ in range(4000):
             collector.hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:3] == [0.125, 0.25, 0.4]
@@ -1535,11 +1535,11 @@ class TestCircuit:
             circuit.state = state
             _, until = struct.unpack("=dd", state)
             assert 0 <= circuit.patience(2.0) <= 2.0
-            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 100
+            assert circuit.patience(2.0) > 0 or 0 < until - time.monotonic() <= 200
             circuit.note(False, 2.0)
             wait, until = struct.unpack("=dd", circuit.state)
             assert 0 < wait <= 2.0
-            assert until - time.monotonic() <= 100
+            assert until - time.monotonic() <= 200
             circuit.state = state
             circuit.note(True, 2.0)
             assert circuit.patience(2.0) == 2.0

@@ -102,3 +102,25 @@ def test_without_an_sdk(telemetry: Telemetry) -> None:
         create.open()
         create.close(ORDERS)
     assert written(headers) == ids(ambient)
+
+
+@pytest.mark.parametrize("broken", ["start_span", "write"])
+def test_a_fault_of_ours_costs_no_message(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Neither of the span nor of its headers: the batch goes on, and the caller sees nothing of it."""
+    monkeypatch.setattr(guard, "raise_faults", False)
+    engine = telemetry.engine()
+    monkeypatch.setattr(engine, broken, lambda *args: {}.popitem())
+    create = engine.create(ORDERS, Message({}))
+    create.open()
+    create.close()
+
+
+def test_headers_that_raise_cost_no_message(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is that writing them meets; the message has its span."""
+    monkeypatch.setattr(guard, "raise_faults", False)
+    monkeypatch.setattr("queueprop.engine.telemetry.propagation.write", lambda *args: {}.popitem())
+    with telemetry.engine().send(ORDERS, Message({})):
+        pass
+    assert len(telemetry.spans) == 1

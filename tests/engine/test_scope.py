@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from opentelemetry.context import Context, attach, detach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from queueprop.engine.scope import AttachedContext, CarriedContext, current_scope, is_suppressed
+from queueprop import guard
+from queueprop.engine.scope import (
+    AttachedContext,
+    CarriedContext,
+    current_scope,
+    is_suppressed,
+    span_context_of,
+)
 
 
 def opened(name: str) -> AttachedContext:
@@ -223,6 +230,21 @@ def test_a_carried_context_without_an_operation() -> None:
     assert current_scope(get_current()) is None
     carried.close()
     assert current() is None
+
+
+def test_a_time_limit_while_a_span_is_asked_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a library raises from outside is not a span that does not tell."""
+
+    class TimeLimit(Exception):
+        pass
+
+    class Slow:
+        def get_span_context(self) -> None:
+            raise TimeLimit
+
+    monkeypatch.setattr(guard, "is_not_ours", lambda error: isinstance(error, TimeLimit))
+    with pytest.raises(TimeLimit):
+        span_context_of(Slow())
 
 
 def test_suppression_is_seen() -> None:
