@@ -33,13 +33,15 @@ def test_tests_run_on_what_is_installed() -> None:
 
 @pytest.mark.parametrize("library", ADAPTERS)
 def test_adapter_lies_inside_the_package(library: str) -> None:
-    """adapters/<library>.py is installed as queueprop.adapters.<library>."""
+    """A module or a package in adapters/ is installed as queueprop.adapters.<library>."""
     module = importlib.import_module(f"queueprop.adapters.{library}")
     assert module.__file__ is not None
+    place = Path(module.__file__).resolve()
+    place = place.parent if place.name == "__init__.py" else place.with_suffix("")
     if "TOX_ENV_NAME" in os.environ:
-        assert Path(module.__file__).parts[-3:-1] == ("queueprop", "adapters")
+        assert place.parts[-3:] == ("queueprop", "adapters", library)
     else:
-        assert Path(module.__file__).resolve() == CHECKOUT / "adapters" / f"{library}.py"
+        assert place == CHECKOUT / "adapters" / library
 
 
 def test_adapters_is_no_top_level_name() -> None:
