@@ -344,7 +344,10 @@ def _pytest(folder: Path, test: str, *arguments: str) -> list[str]:
     )
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_it.py").write_text(test)
-    return [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), str(folder), *arguments]
+    # What a script starts in its background ignores Ctrl-C, and so would whatever that starts: this pytest, too.
+    told = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    pytest_of_its_own = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), str(folder)]
+    return [sys.executable, "-c", told, *pytest_of_its_own, *arguments]
 
 
 _WAITING = """
