@@ -75,6 +75,15 @@ def topic() -> str:
 
 
 @pytest.fixture
+def narrow_topic(kafka_broker: Broker, servers: str) -> str:
+    """One partition, however many the broker gives to a topic that it makes by itself."""
+    topic = unique("orders")
+    if kafka_broker.rung != "embedded":
+        asyncio.run(create_topic(servers, topic, 1))
+    return topic
+
+
+@pytest.fixture
 def wide_topic(kafka_broker: Broker, servers: str) -> str:
     """Four partitions, as every topic of the mock cluster has them."""
     topic = unique("orders")

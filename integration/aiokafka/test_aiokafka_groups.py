@@ -218,22 +218,22 @@ class TestGroups:
 
     @in_loop
     async def test_a_rebalance_in_the_middle_of_a_message(
-        self, tracing: Tracing, spans: Spans, real_servers: str, topic: str
+        self, tracing: Tracing, spans: Spans, real_servers: str, narrow_topic: str
     ) -> None:
         """The body goes on inside its span while another consumer joins the group and leaves it. What was not
         committed comes again, in its trace; and its commit is a child of that delivery.
         """
-        await send(tracing, real_servers, topic, b"hello")
-        partition = TopicPartition(topic, 0)
+        await send(tracing, real_servers, narrow_topic, b"hello")
+        partition = TopicPartition(narrow_topic, 0)
         inside = []
-        async with consuming(real_servers, topic, group_id=topic, **ALERT) as first:
+        async with consuming(real_servers, narrow_topic, group_id=narrow_topic, **ALERT) as first:
             async for record in tracing.loop(first):
                 inside.append(current())
                 assert record.offset == 0
                 if len(inside) == 2:
                     await tracing.settle(first.commit)({partition: 1})
                     break
-                async with consuming(real_servers, topic, group_id=topic, **ALERT) as second:
+                async with consuming(real_servers, narrow_topic, group_id=narrow_topic, **ALERT) as second:
                     assert first.assignment() | second.assignment() == {partition}
                     assert current() == inside[0]
                 while partition not in first.assignment():
@@ -248,10 +248,10 @@ class TestGroups:
 
     @in_loop
     async def test_a_rebalance_listener_is_outside_of_every_message(
-        self, tracing: Tracing, spans: Spans, real_servers: str, topic: str
+        self, tracing: Tracing, spans: Spans, real_servers: str, narrow_topic: str
     ) -> None:
         """It is called by aiokafka's own task, also while a body is under way."""
-        await send(tracing, real_servers, topic, b"hello")
+        await send(tracing, real_servers, narrow_topic, b"hello")
         told: list[Any] = []
 
         class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -261,12 +261,12 @@ class TestGroups:
             def on_partitions_assigned(self, assigned: Any) -> None:
                 told.append(("assigned", len(assigned), current()))
 
-        consumer = consuming(real_servers, group_id=topic, **ALERT)
-        consumer.subscribe([topic], listener=Listener())
+        consumer = consuming(real_servers, group_id=narrow_topic, **ALERT)
+        consumer.subscribe([narrow_topic], listener=Listener())
         async with consumer:
             async for _ in tracing.loop(consumer):
                 assert current() != NOTHING
-                async with consuming(real_servers, topic, group_id=topic):
+                async with consuming(real_servers, narrow_topic, group_id=narrow_topic):
                     pass
                 break
         assert ("revoked", 1, NOTHING) in told
