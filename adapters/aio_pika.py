@@ -23,14 +23,13 @@ from queueprop.engine import semconv
 from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
-from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.kit.iteration import AsyncMessages
+from queueprop.kit.kept import stand_in
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
-from queueprop.wire.headers import is_altered
 
 try:
     from aio_pika import Exchange, IncomingMessage, Queue
@@ -57,15 +56,9 @@ class Publish(NamedTuple):
 def traced_publish(publish: F, *, settings: Settings | None = None) -> F:
     """Wraps an exchange's publish: ``publish = traced_publish(channel.default_exchange.publish)``.
 
-    The PRODUCER span ends when the call has returned: with confirms that is the broker's answer, and a nack and an
-    unroutable message that comes back are errors of the span. The message is not altered.
-
-    Args:
-        publish: ``publish`` of an exchange, a ``functools.partial`` of it, or a coroutine function with the same
-            arguments around it.
-        settings: instead of those of the environment.
-
-    Raises TypeError for what can be none of these, as do the other words here.
+    Its span ends when the call has returned: with confirms, a nack and an unroutable message that comes back are errors
+    of the span. A ``functools.partial`` of it, and a coroutine function with the same arguments around it, may be given
+    as well. ``settings`` are instead of those of the environment. Raises TypeError for anything else, as all words do.
     """
     return _words.publish(publish, settings)
 
@@ -102,17 +95,12 @@ def traced_consumer(
 def traced_messages(
     iterable: AsyncIterable[M], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AsyncMessages[M]:
-    """A loop whose body runs inside each message's CONSUMER span::
+    """A loop over a queue, or over its ``iterator()``, whose body runs inside each message's CONSUMER span::
 
         async with queue.iterator() as messages:
             async for message in traced_messages(messages): ...
 
-    The span ends when the next message is asked for, and when the loop is left.
-
-    Args:
-        iterable: a queue, or its ``iterator()``.
-        destination: instead of the one that exchange, routing key and queue make.
-        settings: instead of those of the environment.
+    The span ends when the next message is asked for, and when the loop is left. Options as for ``traced_consumer``.
     """
     return _words.messages(iterable, destination, settings, _source_of(iterable))
 
@@ -126,8 +114,8 @@ def traced_message(
         with traced_message(message):
             async with message.process(): ...
 
-    Args as for ``traced_messages``. Where ``get`` is not traced, nothing but the destination tells the queue. Of None,
-    which ``get(fail=False)`` gives for an empty queue, there is no span.
+    Where ``get`` is not traced, nothing but the destination tells the queue. Of None, which ``get(fail=False)`` gives
+    for an empty queue, there is no span.
     """
     return _words.message(message, destination, settings)
 
@@ -135,10 +123,7 @@ def traced_message(
 def traced_batch(
     messages: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
-    """One CONSUMER span for messages of one queue, with a link for each, as a context manager.
-
-    Args as for ``traced_messages``.
-    """
+    """One CONSUMER span for messages of one queue, with a link for each, as a context manager."""
     return _words.batch(messages, destination, settings)
 
 
@@ -168,14 +153,7 @@ class AioPikaInstrumentor(Adapter):
 
     library = "aio-pika"
     requires = ("aio-pika >= 9.4",)
-    rivals = Rivals(
-        "aio-pika",
-        Rival(
-            "opentelemetry.instrumentation.aio_pika:AioPikaInstrumentor",
-            "opentelemetry-instrumentation-aio-pika",
-            entry_point="aio-pika",
-        ),
-    )
+    rivals = Rivals("aio-pika", Rival.contrib("aio_pika", "AioPikaInstrumentor"))
 
     def patches(self) -> Iterable[Patch]:
         hooks = Hooks(AIO_PIKA, self.engine, lambda: self.is_active)
@@ -206,11 +184,9 @@ class _AioPika(Library):
 
     def message(self, message: Any) -> Message:
         timestamp, tag = message.timestamp, message.delivery_tag
-        return Message(
-            headers=message.headers,
-            id=calls.text(message.message_id),
-            conversation_id=calls.text(message.correlation_id),
-            body=message.body,
+        return _described(
+            message,
+            message.headers,
             sent_at=timestamp.timestamp() if isinstance(timestamp, datetime) else None,
             attempt=rabbitmq.delivery_attempt(message.headers, message.redelivered),
             attributes=None if tag is None else {rabbitmq.DELIVERY_TAG: tag},
@@ -219,13 +195,9 @@ class _AioPika(Library):
 
     def consumed_from(self, message: Any, source: Source | None) -> Destination:
         queue, via = (None, None) if source is None else (source.name, source.via)
-        return rabbitmq.consumer_destination(
-            calls.text(getattr(message, "exchange", None)) or "",
-            calls.text(getattr(message, "routing_key", None)) or "",
-            calls.text(queue) or "",
-            rabbitmq.SYSTEM,
-            *_address(_channel_of(message) or getattr(via, "channel", None)),
-        )
+        exchange, key = getattr(message, "exchange", None), getattr(message, "routing_key", None)
+        address = _address(_channel_of(message) or getattr(via, "channel", None))
+        return rabbitmq.consumer_destination(exchange, key, queue, rabbitmq.SYSTEM, *address)
 
     def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
         return next(((it, None) for it in given if isinstance(it, AbstractIncomingMessage)), None)
@@ -234,11 +206,7 @@ class _AioPika(Library):
         return isinstance(native, AbstractMessage) and hasattr(native, "delivery_tag")
 
     def identity(self, message: Any) -> tuple[object, Hashable] | None:
-        """A message takes no weak reference. What stands for it goes with it: in a slot that aio-pika has left over."""
-        mark = getattr(message, "_loop", None)
-        if not isinstance(mark, _Mark):
-            mark = message._loop = _Mark()
-        return mark, None
+        return stand_in(message, "_loop"), None
 
     def source(self, queue: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
         return _source_of(queue)
@@ -247,10 +215,8 @@ class _AioPika(Library):
         return None if message.processed else (_channel_of(message), message.delivery_tag)
 
     def settled(self, message: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
-        holders, tag = (_channel_of(message),), message.delivery_tag
-        if call.__name__ != "reject" and calls.given(0, "multiple", args, kwargs):
-            return Settlement(call.__name__, holders, picks=lambda it: it <= tag)
-        return Settlement(call.__name__, holders, key=tag)
+        multiple = calls.given(0, "multiple", args, kwargs)
+        return rabbitmq.settlement(call.__name__, _channel_of(message), message.delivery_tag, multiple)
 
 
 AIO_PIKA = _AioPika()
@@ -267,91 +233,63 @@ _words = Words(
 )
 
 
-class _Mark:
-    """Stands for a message."""
-
-    __slots__ = ("__weakref__",)
-
-
 # Publishing
 
 
-class _Publication(Publication):
+class _Publication(rabbitmq.TablePublication):
     """A ``publish``, with headers that are ours to write to."""
+
+    library = "aio-pika"
 
     def __init__(self, exchange: Any, message: Any, routing_key: Any) -> None:
         self._channel = getattr(exchange, "channel", None)
-        self._given = given = message.headers or {}
-        headers = dict(given) if isinstance(given, dict) else None  # else not what aio-pika takes; it says so
+        given = message.headers or {}
+        headers = dict(given) if isinstance(given, dict) else None
         outgoing: Any = _Outgoing(message, headers)
-        self._outgoing = outgoing
-        name, key = calls.text(getattr(exchange, "name", None)) or "", calls.text(routing_key) or ""
-        described = Message(
-            headers=headers,
-            id=calls.text(message.message_id),
-            conversation_id=calls.text(message.correlation_id),
-            body=message.body,
-            native=Publish(name, key, outgoing),
+        name: Any = getattr(exchange, "name", None)
+        described = _described(message, headers, native=Publish(name, routing_key, outgoing))
+        destination = rabbitmq.producer_destination(
+            name, routing_key, rabbitmq.SYSTEM, *_address(self._channel)
         )
-        super().__init__(
-            rabbitmq.producer_destination(name, key, rabbitmq.SYSTEM, *_address(self._channel)), described
-        )
+        super().__init__(destination, described, given, outgoing, (0, "message"))
 
-    def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
-        outgoing, given = self._outgoing, self._given
-        if outgoing.headers is None or not is_altered(outgoing.headers, given):
-            return args, kwargs
-        name = self.destination.name
-        outgoing.headers = fitted(
-            outgoing.headers, lambda: dict(given), self._fits, "publishing with aio-pika", name
-        )
-        return calls.replaced(0, "message", outgoing, args, kwargs)
+    def frame_max(self) -> int:
+        underlay = getattr(getattr(self._channel, "_channel", None), "channel", None)  # None: not connected
+        tune = getattr(getattr(underlay, "connection", None), "connection_tune", None)
+        return getattr(tune, "frame_max", 0)
 
-    def _fits(self, headers: dict[Any, Any]) -> bool:
-        self._outgoing.headers = headers
-        limit = _frame_max(self._channel)
-        return rabbitmq.fits_a_frame(headers, limit, lambda: len(self._outgoing.properties.marshal()))
+    def encoded(self) -> int:
+        return len(self.outgoing.properties.marshal())
 
     def end(self, result: Any) -> None:
         returned = getattr(result, "delivery", None)  # a message that came back, unless ``on_return_raises``
         if returned is not None:
-            self.send.fail(
-                returned.reply_text, f"{returned.reply_text} for routing key {returned.routing_key!r}"
-            )
-        sent = self._outgoing.sent
-        self.send.close_with(sent, lambda it: {} if it is None else {semconv.MESSAGE_ID: it.message_id})
+            text = returned.reply_text
+            self.send.fail(text, f"{text} for routing key {returned.routing_key!r}")
+        self.send.close_with(
+            self.outgoing.sent, lambda it: {} if it is None else {semconv.MESSAGE_ID: it.message_id}
+        )
 
 
 class _Outgoing(wrapt.ObjectProxy):  # type: ignore[type-arg]
     """The caller's message in all but its headers."""
 
+    headers: Any = None
+    sent: Any = None
+    """Its properties: aiormq gives them an id, where the caller gave none."""
+
     def __init__(self, message: Any, headers: dict[Any, Any] | None) -> None:
         super().__init__(message)
-        self._self_headers = headers
-        self._self_sent: Any = None
-
-    @property
-    def headers(self) -> Any:
-        return self._self_headers
-
-    @headers.setter
-    def headers(self, headers: Any) -> None:
-        self._self_headers = headers
+        self.headers = headers
 
     @property
     def properties(self) -> Any:
-        """As the message makes them anew each time."""
-        self._self_sent = properties = self.__wrapped__.properties
-        properties.headers = self._self_headers
+        self.sent = properties = self.__wrapped__.properties  # made anew each time
+        properties.headers = self.headers
         return properties
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)  # aio-pika logs it
-
-    @property
-    def sent(self) -> Any:
-        """The latest properties: aiormq has given them an id, where the caller gave none."""
-        return self._self_sent
 
 
 def _publish_arguments(
@@ -360,7 +298,12 @@ def _publish_arguments(
     return message, routing_key
 
 
-# Channels and queues
+# Messages, queues and channels
+
+
+def _described(message: Any, headers: Any, **more: Any) -> Message:
+    id, conversation_id = calls.text(message.message_id), calls.text(message.correlation_id)
+    return Message(headers, id=id, conversation_id=conversation_id, body=message.body, **more)
 
 
 def _source_of(given: Any) -> Source:
@@ -384,9 +327,3 @@ def _address(channel: Any) -> tuple[str | None, int | None]:
     if url is None:
         return None, None
     return url.host, url.port or (5671 if url.scheme == "amqps" else 5672)
-
-
-def _frame_max(channel: Any) -> int:
-    """Of a channel of aio-pika's; 0 where there is no connection yet."""
-    underlay = getattr(getattr(channel, "_channel", None), "channel", None)
-    return getattr(getattr(getattr(underlay, "connection", None), "connection_tune", None), "frame_max", 0)

@@ -214,14 +214,7 @@ class AIOKafkaInstrumentor(Adapter):
 
     library = "aiokafka"
     requires = ("aiokafka >= 0.11",)
-    rivals = Rivals(
-        "aiokafka",
-        Rival(
-            "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor",
-            "opentelemetry-instrumentation-aiokafka",
-            entry_point="aiokafka",
-        ),
-    )
+    rivals = Rivals("aiokafka", Rival.contrib("aiokafka", "AIOKafkaInstrumentor"))
 
     def patches(self) -> Iterable[Patch]:
         hooks = _Hooks(AIOKAFKA, self.engine, lambda: self.is_active)

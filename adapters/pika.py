@@ -30,7 +30,6 @@ from queueprop.engine.engine import Engine
 from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
-from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
@@ -38,7 +37,6 @@ from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import is_spoken_for
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
-from queueprop.wire.headers import is_altered
 
 try:
     from pika import BasicProperties
@@ -184,11 +182,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     return _words.settle(settle, settings)
 
 
-_RIVAL = Rival(
-    "opentelemetry.instrumentation.pika:PikaInstrumentor",
-    "opentelemetry-instrumentation-pika",
-    entry_point="pika",
-)
+_RIVAL = Rival.contrib("pika", "PikaInstrumentor")
 
 
 class PikaInstrumentor(Adapter):
@@ -252,9 +246,9 @@ class _Pika(Library):
         method = None if native is None else native[0]
         queue, channel = (None, None) if source is None else (source.name, source.via)
         return rabbitmq.consumer_destination(
-            _name(getattr(method, "exchange", "")),
-            _name(getattr(method, "routing_key", "")),
-            _name(queue),
+            getattr(method, "exchange", ""),
+            getattr(method, "routing_key", ""),
+            queue,
             *_broker(channel),
         )
 
@@ -297,11 +291,8 @@ class _Pika(Library):
     def settled(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
         operation = str(getattr(call, "__name__", "settle")).removeprefix("basic_")
         tag = calls.given(0, "delivery_tag", args, kwargs) or 0
-        is_multiple = operation != "reject" and calls.given(1, "multiple", args, kwargs)
-        holders = (_channel_below(channel),)
-        if is_multiple:
-            return Settlement(operation, holders, picks=lambda it: it <= tag or not tag)
-        return Settlement(operation, holders, key=tag)
+        multiple = calls.given(1, "multiple", args, kwargs)
+        return rabbitmq.settlement(operation, _channel_below(channel), tag, multiple)
 
 
 PIKA = _Pika()
@@ -324,7 +315,6 @@ _words = Words(
 )
 
 _DELIVERIES = (Basic.Deliver, Basic.GetOk)
-_PROPERTIES = 3  # its place among the arguments of basic_publish
 
 
 def _consumed(channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
@@ -393,23 +383,20 @@ class _Hooks(Hooks):
 # Publishing
 
 
-class _Publication(Publication):
+class _Publication(rabbitmq.TablePublication):
     """A ``basic_publish``, with properties and headers that are ours to write to."""
 
+    library = "pika"
+
     def __init__(self, given: Publish, channel: Any) -> None:
-        self._given_headers = getattr(given.properties, "headers", None) or {}
         self._channel = channel
         properties = BasicProperties() if given.properties is None else copy.copy(given.properties)
         headers: Any = getattr(properties, "headers", _ODD)
         if not headers or isinstance(headers, Mapping):  # pika takes whatever is empty for an empty table
             properties.headers = headers = dict(headers or {})
         else:
-            headers = None  # not what pika takes; it says so
-        self._headers = headers
-        self._properties = properties
-        destination = rabbitmq.producer_destination(
-            _name(given.exchange), _name(given.routing_key), *_broker(channel)
-        )
+            headers = None
+        destination = rabbitmq.producer_destination(given.exchange, given.routing_key, *_broker(channel))
         message = Message(
             headers=headers,
             id=calls.text(getattr(properties, "message_id", None)),
@@ -417,25 +404,14 @@ class _Publication(Publication):
             body=given.body if isinstance(given.body, (bytes, str)) else None,
             native=given._replace(properties=properties),
         )
-        super().__init__(destination, message)
+        own_headers = getattr(given.properties, "headers", None) or {}
+        super().__init__(destination, message, own_headers, properties, (3, "properties"))
 
-    def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
-        properties, headers = self._properties, self._headers
-        if headers is None or not is_altered(headers, self._given_headers):
-            return args, kwargs
-        properties.headers = fitted(
-            headers,
-            lambda: dict(self._given_headers),
-            self._fits,
-            "publishing with pika",
-            self.destination.name,
-        )
-        return calls.replaced(_PROPERTIES, "properties", properties, args, kwargs)
+    def frame_max(self) -> int:
+        return getattr(_parameters(self._channel), "frame_max", 0)
 
-    def _fits(self, headers: dict[Any, Any]) -> bool:
-        self._properties.headers = headers
-        limit = getattr(_parameters(self._channel), "frame_max", 0)
-        return rabbitmq.fits_a_frame(headers, limit, lambda: sum(map(len, self._properties.encode())))
+    def encoded(self) -> int:
+        return sum(map(len, self.outgoing.encode()))
 
 
 def _publish_arguments(
@@ -482,12 +458,6 @@ _NOTHING: Mapping[str, Any] = {}
 
 def _channel_below(channel: Any) -> Any:
     return getattr(channel, "_impl", channel)
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else ""
 
 
 def _broker(channel: Any) -> tuple[str, str | None, int | None]:

@@ -37,21 +37,16 @@ class AioPikaDriver(RabbitmqDriver):
     ways: ClassVar[Sequence[str]] = ("publish", "by keywords", "without confirms")
     styles: ClassVar[Sequence[str]] = ("callback", "sync callback", "not robust", *_LOOPS, *_PULLS)
 
+    loops = _LOOPS
+    pulls = _PULLS
+    shown_with_many = ("callback", "async for")
+
     @classmethod
     def lacks(cls, column: Column) -> Mapping[Need, str]:
-        lacks: dict[Need, str] = {
-            "batch": "aio-pika publishes one message a call",
-            "delay": "RabbitMQ delays by expiry and dead-lettering, in queues of the user's",
-            "retry": "aio-pika has no retries",
-            "worker processes": "aio-pika starts no processes",
-        }
-        if column.style != "get":
-            lacks["batch receive"] = "aio-pika hands over one message at a time"
-        if not cls.exits(column.style):
-            lacks["exits"] = "the loop is aio-pika's own"
-        if column.api == "explicit":
-            lacks["instrumentor"] = "explicit API: nothing is patched"
-            if column.style == "process()":
+        lacks = dict(super().lacks(column))
+        if column.style == "process()":
+            lacks["batch receive"] = "process() is of one message"
+            if column.api == "explicit":
                 lacks["settle"] = "process() acks by itself, which only the instrumentor sees"
         return lacks
 
@@ -60,25 +55,8 @@ class AioPikaDriver(RabbitmqDriver):
         return ("break", "return", "exception", "cancel") if style in (*_LOOPS, *_PULLS) else ()
 
     @classmethod
-    def receives(cls, style: str) -> bool:
-        return style in _PULLS
-
-    @classmethod
     def at_once(cls, style: str) -> int:
         return 8 if style in ("sync callback", *_LOOPS) else 100
-
-    @classmethod
-    def many(cls, column: Column) -> int:
-        shown = column.style in ("callback", "async for") and column.api == "instrumentor"
-        return 10_000 if shown else 1_000
-
-    @classmethod
-    def remarks(cls, column: Column) -> Mapping[int, str]:
-        remarks = {15: f"{cls.many(column):,} messages on one thread"}
-        if column.style in _LOOPS:
-            told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
-            return {**remarks, 9: told, 11: told, 25: told}
-        return remarks
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)

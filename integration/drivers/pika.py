@@ -24,9 +24,7 @@ from pika.channel import Channel
 from integration.contract.actions import Delivery, Handler, run, run_async
 from integration.contract.driver import (
     Api,
-    Column,
     Failing,
-    Need,
     Refusal,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
@@ -36,9 +34,6 @@ from queueprop import Destination
 from queueprop.adapters import pika as adapter
 from queueprop.kit import rabbitmq
 
-# A kind of connection each; what else there is runs the same code of ours.
-_SHOWN_WITH_MANY = ("callback", "consume()", "SelectConnection")
-
 
 class PikaDriver(RabbitmqDriver):
     """BlockingConnection."""
@@ -47,22 +42,9 @@ class PikaDriver(RabbitmqDriver):
     packages = frozenset({"pika"})
     ways: ClassVar[Sequence[str]] = ("basic_publish", "with confirms", "mandatory")
     styles: ClassVar[Sequence[str]] = ("callback", "consume()", "basic_get", "several consumers")
-
-    @classmethod
-    def lacks(cls, column: Column) -> Mapping[Need, str]:
-        lacks: dict[Need, str] = {
-            "batch": "pika publishes one message a call",
-            "delay": "RabbitMQ delays by expiry and dead-lettering, in queues of the user's",
-            "retry": "pika has no retries",
-            "worker processes": "pika starts no processes",
-        }
-        if column.style != "basic_get":
-            lacks["batch receive"] = "pika hands over one message at a time"
-        if not cls.exits(column.style):
-            lacks["exits"] = "the loop is pika's own"
-        if column.api == "explicit":
-            lacks["instrumentor"] = "explicit API: nothing is patched"
-        return lacks
+    loops = ("consume()",)
+    pulls = ("basic_get",)
+    shown_with_many = ("callback", "consume()", "SelectConnection")
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
@@ -70,22 +52,6 @@ class PikaDriver(RabbitmqDriver):
             "consume()": ("break", "return", "exception", "cancel", "closed elsewhere", "dropped"),
             "basic_get": ("break", "return", "exception"),
         }.get(style, ())
-
-    @classmethod
-    def receives(cls, style: str) -> bool:
-        return style == "basic_get"
-
-    @classmethod
-    def many(cls, column: Column) -> int:
-        return 10_000 if column.style in _SHOWN_WITH_MANY and column.api == "instrumentor" else 1_000
-
-    @classmethod
-    def remarks(cls, column: Column) -> Mapping[int, str]:
-        remarks = {15: f"{cls.many(column):,} messages on one thread"}
-        if column.style == "consume()":
-            told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
-            return {**remarks, 9: told, 11: told, 25: told}
-        return remarks
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)

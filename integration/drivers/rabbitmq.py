@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -13,7 +13,16 @@ from urllib.parse import urlsplit
 import pika
 from pika.exceptions import AMQPError
 
-from integration.contract.driver import Api, Counts, Driver, Refusal, WireMessage, split_headers
+from integration.contract.driver import (
+    Api,
+    Column,
+    Counts,
+    Driver,
+    Need,
+    Refusal,
+    WireMessage,
+    split_headers,
+)
 
 FRAME_MAX = 131_072
 
@@ -30,6 +39,44 @@ class RabbitmqDriver(Driver):
     )
     tells_attempt = True
     send_time_resolution = 1.0  # AMQP's timestamps are whole seconds
+    loops: ClassVar[Collection[str]] = ()
+    """Of its styles, those that are loops of the user's over messages."""
+    pulls: ClassVar[Collection[str]] = ()
+    """Of its styles, those that ask for one message."""
+    shown_with_many: ClassVar[Collection[str]] = ()
+    """A style for each kind of connection and of code of ours: with ten thousand messages."""
+
+    @classmethod
+    def lacks(cls, column: Column) -> Mapping[Need, str]:
+        lacks: dict[Need, str] = {
+            "batch": f"{cls.library} publishes one message a call",
+            "delay": "RabbitMQ delays by expiry and dead-lettering, in queues of the user's",
+            "retry": f"{cls.library} has no retries",
+            "worker processes": f"{cls.library} starts no processes",
+        }
+        if column.style not in cls.pulls:
+            lacks["batch receive"] = f"{cls.library} hands over one message at a time"
+        if not cls.exits(column.style):
+            lacks["exits"] = f"the loop is {cls.library}'s own"
+        if column.api == "explicit":
+            lacks["instrumentor"] = "explicit API: nothing is patched"
+        return lacks
+
+    @classmethod
+    def receives(cls, style: str) -> bool:
+        return style in cls.pulls
+
+    @classmethod
+    def many(cls, column: Column) -> int:
+        return 10_000 if column.style in cls.shown_with_many and column.api == "instrumentor" else 1_000
+
+    @classmethod
+    def remarks(cls, column: Column) -> Mapping[int, str]:
+        remarks = {15: f"{cls.many(column):,} messages on one thread"}
+        if column.style in cls.loops:
+            told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
+            return {**remarks, 9: told, 11: told, 25: told}
+        return remarks
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)

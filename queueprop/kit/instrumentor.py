@@ -135,6 +135,16 @@ class Rival(NamedTuple):
     entry_point: str | None = None
     """What ``opentelemetry-instrument`` knows it as; None for one that programs instrument by themselves."""
 
+    @classmethod
+    def contrib(cls, module: str, instrumentor: str) -> Rival:
+        """One of OpenTelemetry's own, which are all named by the library's module."""
+        name = module.replace("_", "-")
+        return cls(
+            f"opentelemetry.instrumentation.{module}:{instrumentor}",
+            f"opentelemetry-instrumentation-{name}",
+            name,
+        )
+
 
 class Rivals:
     """Other instrumentations of a library. Whichever was first, they keep it."""

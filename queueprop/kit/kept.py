@@ -9,6 +9,22 @@ from typing import Any, Generic, TypeVar
 V = TypeVar("V")
 
 
+def stand_in(native: Any, attribute: str) -> object:
+    """What stands for an object that takes no weak reference, and goes with it.
+
+    It lies in an attribute that its library has left over.
+    """
+    found = getattr(native, attribute, None)
+    if not isinstance(found, _StandIn):
+        found = _StandIn()
+        setattr(native, attribute, found)
+    return found
+
+
+class _StandIn:
+    __slots__ = ("__weakref__",)
+
+
 class Kept(Generic[V]):
     """By holder and key: a message and None, a channel and its delivery tags, a consumer and its partitions.
 

@@ -7,11 +7,17 @@ between.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from queueprop import guard
-from queueprop.engine.message import Destination, remembered
+from queueprop.engine.message import Destination, Message, remembered
+from queueprop.kit import calls
+from queueprop.kit.calls import Arguments, Options
+from queueprop.kit.fitting import fitted
+from queueprop.kit.library import Publication, Settlement
+from queueprop.wire.headers import is_altered
 
 SYSTEM = "rabbitmq"
 ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
@@ -25,24 +31,29 @@ _CLIENT_NAMED = re.compile("amq_[0-9a-f]{32}")
 
 
 def producer_destination(
-    exchange: str, routing_key: str, system: str = SYSTEM, host: str | None = None, port: int | None = None
+    exchange: object,
+    routing_key: object,
+    system: str = SYSTEM,
+    host: str | None = None,
+    port: int | None = None,
 ) -> Destination:
     """Where a message is published to: ``{exchange}:{routing_key}``, or the one that is there; else ``amq.default``.
 
     Args:
-        exchange: its name; empty for the default exchange.
+        exchange: its name; empty for the default exchange. Whatever is no name counts as empty.
         routing_key: as published.
         system: another broker, where a library gives it the exchanges of RabbitMQ.
         host: of the broker, as the client was told it.
         port: its port.
     """
-    return _destination((exchange, routing_key), routing_key, system, host, port)
+    key = _name(routing_key)
+    return _destination((_name(exchange), key), key, system, host, port)
 
 
 def consumer_destination(
-    exchange: str,
-    routing_key: str,
-    queue: str,
+    exchange: object,
+    routing_key: object,
+    queue: object,
     system: str = SYSTEM,
     host: str | None = None,
     port: int | None = None,
@@ -54,8 +65,8 @@ def consumer_destination(
     Args:
         queue: the queue that it comes from; empty where the library does not tell it.
     """
-    parts = (exchange, routing_key) if routing_key == queue else (exchange, routing_key, queue)
-    return _destination(parts, routing_key, system, host, port)
+    exchange, key, queue = _name(exchange), _name(routing_key), _name(queue)
+    return _destination((exchange, key) if key == queue else (exchange, key, queue), key, system, host, port)
 
 
 def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
@@ -77,6 +88,60 @@ def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
         return 1
     earlier = headers.get("x-acquired-count", headers.get("x-delivery-count"))
     return earlier + 1 if isinstance(earlier, int) and earlier > 0 else None
+
+
+def settlement(operation: str, channel: object, tag: Any, multiple: object = False) -> Settlement:
+    """Of one delivery; where ``multiple`` is true of all up to it, and for the tag 0 of all that there are."""
+    if operation == "reject" or not multiple:
+        return Settlement(operation, (channel,), key=tag)
+    return Settlement(operation, (channel,), picks=lambda it: it <= tag or not tag)
+
+
+class TablePublication(Publication):
+    """A publish of a message whose headers are an AMQP table, which has to fit into a frame.
+
+    Args:
+        destination: as in ``Publication``.
+        message: as there. Its headers are None where they are not what the library takes; it says so.
+        given: the caller's own headers.
+        outgoing: what goes out with headers of ours: a copy of the caller's properties, or of the message.
+        argument: its place and its name among the call's arguments.
+    """
+
+    library: ClassVar[str]
+
+    def __init__(
+        self, destination: Destination, message: Message, given: Any, outgoing: Any, argument: tuple[int, str]
+    ) -> None:
+        super().__init__(destination, message)
+        self._headers: Any = message.headers
+        self._given = given
+        self._argument = argument
+        self.outgoing = outgoing
+
+    def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+        if self._headers is None or not is_altered(self._headers, self._given):
+            return args, kwargs
+        self.outgoing.headers = fitted(
+            self._headers,
+            lambda: dict(self._given),
+            self._fits,
+            f"publishing with {self.library}",
+            self.destination.name,
+        )
+        return calls.replaced(*self._argument, self.outgoing, args, kwargs)
+
+    def _fits(self, headers: dict[Any, Any]) -> bool:
+        self.outgoing.headers = headers
+        return fits_a_frame(headers, self.frame_max(), self.encoded)
+
+    @abstractmethod
+    def frame_max(self) -> int:
+        """In bytes, as client and broker have agreed; 0 where there is no limit, or none is known."""
+
+    @abstractmethod
+    def encoded(self) -> int:
+        """The length in bytes of the encoded properties of what goes out."""
 
 
 def fits_a_frame(headers: Mapping[Any, Any], frame_max: int, encode: Callable[[], int]) -> bool:
@@ -114,6 +179,12 @@ def _at_most(headers: Mapping[Any, Any]) -> int:
 _AROUND_PROPERTIES = 20  # bytes of their frame
 _OTHER_PROPERTIES = 13 * 256
 _UNKNOWN = 1 << 40
+
+
+def _name(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
 
 
 def _is_made_up(name: str) -> bool:
