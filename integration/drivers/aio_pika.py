@@ -69,6 +69,7 @@ class AioPikaDriver(RabbitmqDriver):
     # Life
 
     def disconnect(self) -> None:
+        self.close_consumers()  # while their loops are open
         with self._untraced():
             while self._threads:
                 self._threads.popitem()[1].close()
