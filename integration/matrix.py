@@ -24,6 +24,10 @@ from queueprop import guard
 
 _PROPERTY = "contract"
 
+# Ten thousand messages are for where time does not count; each library's other API is shown with a thousand.
+_MANY_MESSAGES = 15
+_FEW = 1_000
+
 COLUMNS = {
     "all": "every style of a library through both APIs",
     "styles": "every style through the instrumentor, and the first one through the explicit API, too",
@@ -83,7 +87,8 @@ def _rig(column: Column, request: pytest.FixtureRequest, folder: Path) -> Rig:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not {"column", "api"} & set(metafunc.fixturenames):
         return
-    columns = _columns(metafunc.config, _driver_of(metafunc.cls))
+    scenario: Scenario | None = getattr(metafunc.function, "scenario", None)
+    columns = _columns(metafunc.config, _driver_of(metafunc.cls), scenario)
     _matrix(metafunc.config).order.update(dict.fromkeys(columns))
     if "column" in metafunc.fixturenames:
         metafunc.parametrize("column", columns, ids=str)
@@ -91,15 +96,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("api", list(dict.fromkeys(column.api for column in columns)))
 
 
-def _columns(config: pytest.Config, driver: type[Driver]) -> Sequence[Column]:
+def _columns(config: pytest.Config, driver: type[Driver], scenario: Scenario | None) -> Sequence[Column]:
     """Those of the driver's columns that were asked for."""
+
+    def is_dear(column: Column) -> bool:
+        return scenario is not None and scenario.number == _MANY_MESSAGES and driver.many(column) > _FEW
+
     columns, asked = driver.columns(), config.getoption("--columns")
     if asked == "all":
         return columns
     first = columns[0].style
     others = asked == "styles" or (asked in ("quick", "rest") and driver.is_quick)
     chosen = [it for it in columns if it.style == first or (others and it.api == "instrumentor")]
-    return [it for it in columns if it not in chosen] if asked == "rest" else chosen
+    dear = [it for it in chosen if is_dear(it)]
+    if asked == "quick":
+        return [it for it in chosen if it not in dear] or chosen
+    if asked == "rest":
+        return [it for it in columns if it not in chosen or (it in dear and dear != chosen)]
+    return chosen
 
 
 @pytest.hookimpl(trylast=True)
@@ -352,7 +366,7 @@ def _scenario(item: pytest.Item) -> tuple[Scenario, Sequence[Column], type[Drive
     """What a test of the contract shows, and of which columns; None where no column was asked for."""
     scenario, parameters = item.function.scenario, item.callspec.params  # type: ignore[attr-defined]
     driver = _driver_of(getattr(item, "cls", None))
-    columns = _columns(item.config, driver)
+    columns = _columns(item.config, driver, scenario)
     if not columns:
         return None
     if "column" in parameters:
