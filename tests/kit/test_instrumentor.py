@@ -605,3 +605,12 @@ def test_the_registry() -> None:
 def test_dependencies_are_what_is_required() -> None:
     """What BaseInstrumentor checks before it instruments are the versions that the adapter supports."""
     assert MyAdapter().instrumentation_dependencies() == MyAdapter.requires
+
+
+def test_how_opentelemetry_names_its_own() -> None:
+    """By the library's module, with dashes where pip and the launcher have them."""
+    assert Rival.contrib("aio_pika", "AioPikaInstrumentor") == Rival(
+        "opentelemetry.instrumentation.aio_pika:AioPikaInstrumentor",
+        "opentelemetry-instrumentation-aio-pika",
+        entry_point="aio-pika",
+    )

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from queueprop.kit.kept import Kept
+from queueprop.kit.kept import Kept, stand_in
 
 
 class Holder:
@@ -84,3 +84,20 @@ def test_what_takes_no_weak_reference() -> None:
     kept: Kept[int] = Kept()
     with pytest.raises(TypeError):
         kept.put(7, None, 1)
+
+
+def test_what_stands_for_an_object_without_weak_references() -> None:
+    """It is the same each time, another one for each object, and goes with it; what lay there before is over."""
+
+    class Slotted:
+        __slots__ = ("left_over",)
+
+    one, other = Slotted(), Slotted()
+    one.left_over = "the library's"  # type: ignore[attr-defined]
+    kept: Kept[str] = Kept()
+    kept.put(stand_in(one, "left_over"), None, "a")
+    assert kept.find(stand_in(one, "left_over")) == "a"
+    assert kept.find(stand_in(other, "left_over")) is None
+    del one
+    gc.collect()
+    assert kept.holders() == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from queueprop import guard
+from queueprop import Message, guard
 from queueprop.kit import rabbitmq
 
 BROKER = ("rabbitmq", "rabbit.example", 5672)
@@ -123,6 +124,72 @@ class TestFrames:
         monkeypatch.setattr(guard, "is_not_ours", lambda error: error is meant)
         with pytest.raises(TimeoutError):
             rabbitmq.fits_a_frame({"large": "x" * 131_000}, 131_072, _raises(meant))
+
+
+class TestSettlement:
+    """What AMQP's acks, nacks and rejects are about."""
+
+    @pytest.mark.parametrize(
+        ("operation", "tag", "multiple", "settled"),
+        [
+            ("ack", 2, False, [2]),
+            ("ack", 2, True, [1, 2]),
+            ("nack", 0, True, [1, 2, 3]),
+            ("reject", 2, True, [2]),
+            ("ack", 2, None, [2]),
+        ],
+    )
+    def test_of_one_delivery_or_of_all_up_to_it(
+        self, operation: str, tag: int, multiple: object, settled: list[int]
+    ) -> None:
+        """``multiple`` takes those before it, with the tag 0 all that there are; a reject is of one."""
+        channel = object()
+        settlement = rabbitmq.settlement(operation, channel, tag, multiple)
+        assert (settlement.operation, settlement.holders) == (operation, (channel,))
+        assert [key for key in (1, 2, 3) if settlement.is_about(key)] == settled
+
+
+class TestTablePublication:
+    """A publish whose headers have to fit into a frame."""
+
+    class Publication(rabbitmq.TablePublication):
+        library = "a client"
+
+        def frame_max(self) -> int:
+            return 131_072
+
+        def encoded(self) -> int:
+            return 131_046 + 2 * len(self.outgoing.headers)
+
+    def made(self, headers: dict[str, str] | None, given: dict[str, str]) -> rabbitmq.TablePublication:
+        destination = rabbitmq.producer_destination("", "orders")
+        outgoing = SimpleNamespace(headers=headers)
+        return self.Publication(destination, Message(headers), given, outgoing, (1, "properties"))
+
+    def test_what_goes_out_takes_the_place_of_what_was_given(self) -> None:
+        """By its place, or by its name; with a copy of the headers, which hold the context."""
+        publication = self.made({"traceparent": "x"}, {})
+        assert publication.arguments(("a", "b"), {}) == (("a", publication.outgoing), {})
+        assert publication.arguments(("a",), {"properties": "b"}) == (
+            ("a",),
+            {"properties": publication.outgoing},
+        )
+        assert publication.outgoing.headers == {"traceparent": "x"}
+
+    @pytest.mark.parametrize("headers", [None, {"tenant": "a"}])
+    def test_where_nothing_was_written_the_call_stays_as_it_was(self, headers: dict[str, str] | None) -> None:
+        """Nothing is recorded, or what stands there is no table: the very arguments of the caller."""
+        publication = self.made(headers, {"tenant": "a"})
+        args, kwargs = ("a", "b"), {"mandatory": True}
+        assert publication.arguments(args, kwargs) == (args, kwargs)
+
+    def test_what_has_no_room_is_left_out(self) -> None:
+        """The broker would close the connection: first the baggage goes."""
+        large = "x" * 131_000
+        written = {"large": large, "traceparent": "x", "baggage": "y", "tracestate": "z"}
+        publication = self.made(written, {"large": large})
+        publication.arguments(("a", "b"), {})
+        assert sorted(publication.outgoing.headers) == ["large", "traceparent", "tracestate"]
 
 
 def _never() -> int:
