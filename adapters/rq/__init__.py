@@ -43,7 +43,7 @@ from queueprop.engine.message import Message
 from queueprop.engine.operations import Send
 from queueprop.engine.scope import CarriedContext
 from queueprop.kit import calls, checks
-from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.handlers import run_inside
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
 from queueprop.kit.jobs import carrier_for, perform
@@ -68,7 +68,7 @@ from queueprop.adapters.rq import collector, performing
 from queueprop.adapters.rq.collector import hand_over
 from queueprop.adapters.rq.horses import JOB_STOPPED as JOB_STOPPED
 from queueprop.adapters.rq.horses import WORK_HORSE_KILLED as WORK_HORSE_KILLED
-from queueprop.adapters.rq.horses import Horse, watched
+from queueprop.adapters.rq.horses import Horse, watched, watching
 from queueprop.adapters.rq.lines import End, Line
 from queueprop.adapters.rq.messages import (
     BESIDE,
@@ -370,7 +370,7 @@ class _Hooks:
         return perform(SYSTEM, performance, wrapped, args, kwargs)
 
     def _performance(self, job: Any, queue: Any) -> Performance | None:
-        horse = watched.get()
+        horse = watched()
         if horse is not None and horse.job is job and not horse.spawned:
             return horse.performance
         try:
@@ -438,20 +438,19 @@ class _Hooks:
 
     def execute_job(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the life of one work horse."""
-        outer = watched.get()
+        outer = watched()
         is_watched = outer is not None and outer.is_child_of_this_process()
         horse = None if is_watched or isinstance(worker, SimpleWorker) else self._horse(worker, args, kwargs)
         if horse is None:
             return wrapped(*args, **kwargs)
         failure: BaseException | None = None
-        token = watched.set(horse)
         try:
-            return wrapped(*args, **kwargs)
+            with watching(horse):
+                return wrapped(*args, **kwargs)
         except BaseException as error:
             failure = error
             raise
         finally:
-            watched.reset(token)
             horse.finish(failure)
 
     def _horse(self, worker: Any, args: Arguments, kwargs: Options) -> Horse | None:
@@ -465,7 +464,7 @@ class _Hooks:
     def wait_for_horse(self, wrapped: Wrapped, worker: Any, args: Arguments, kwargs: Options) -> Any:
         """How RQ learns that a horse is dead. What it then does (callbacks, the retry) belongs to the job."""
         result = wrapped(*args, **kwargs)
-        horse = watched.get()
+        horse = watched()
         try:
             if horse is not None:
                 horse.exited(result[1], stopped=worker._stopped_job_id == horse.job.id)
@@ -479,7 +478,7 @@ class _Hooks:
         RQ offers no place to say what else it should run, so RQ's function is run with an ``os`` that puts lines
         of ours above that program.
         """
-        horse, function = watched.get(), getattr(wrapped, "__func__", None)
+        horse, function = watched(), getattr(wrapped, "__func__", None)
         if horse is None or not horse.spawned or not isinstance(function, types.FunctionType):
             return wrapped(*args, **kwargs)
         try:
@@ -567,17 +566,9 @@ _PUBLISHES = (
 def _traced_queue(queue: Any, hooks: _Hooks) -> Any:
     """The same queue, whose publishes are traced. A copy: the user's object stays as it is."""
     traced = copy.copy(queue)
-    for name, hook in (
-        ("enqueue_job", hooks.publish),
-        ("schedule_job", hooks.publish),
-        ("enqueue_many", hooks.publish_many),
-    ):
-        setattr(traced, name, _hooked(hook, getattr(traced, name), traced))
+    publish = [(name, hooks.publish) for name in ("enqueue_job", "schedule_job")]
+    calls.hook_methods(traced, [*publish, ("enqueue_many", hooks.publish_many)])
     return traced
-
-
-def _hooked(hook: Hook, wrapped: Wrapped, owner: Any) -> Wrapped:
-    return functools.wraps(wrapped)(lambda *args, **kwargs: hook(wrapped, owner, args, kwargs))
 
 
 def _job_decorator_of(function: Any) -> Any:
@@ -641,7 +632,7 @@ class _Function:
             self._performance.end(error)
         else:
             self.detach()  # a child that the job has forked
-        if os.environ.get("RQ_JOB_ID") == job.id and not watched.get():
+        if os.environ.get("RQ_JOB_ID") == job.id and not watched():
             # In a work horse. This is still in the job's time limit, and must not be what exceeds it.
             left = signal.getitimer(signal.ITIMER_REAL)[0]
             timeout = engine.settings.flush_timeout

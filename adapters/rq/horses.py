@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from contextvars import ContextVar
 from typing import Any
 
 from queueprop import guard
 from queueprop.adapters.rq import collector
 from queueprop.adapters.rq.lines import Line, Told, unnamed_file
+from queueprop.adapters.rq.messages import SYSTEM
 from queueprop.adapters.rq.performing import Performance
 from queueprop.engine.engine import Engine
+from queueprop.kit.nesting import Mark, work_at_hand
 
 
 class Horse:
@@ -93,4 +94,12 @@ WORK_HORSE_KILLED = "work_horse_killed"
 """``error.type`` of a job whose work horse died."""
 
 
-watched: ContextVar[Horse | None] = ContextVar("queueprop-rq-horse", default=None)
+def watching(horse: Horse) -> Mark:
+    """For as long as its parent waits for it; in the horse itself, always."""
+    return Mark("watch", SYSTEM, work=horse)
+
+
+def watched() -> Horse | None:
+    """The horse that this process waits for, or that it is."""
+    horse: Horse | None = work_at_hand("watch", SYSTEM)
+    return horse

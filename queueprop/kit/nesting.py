@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, get_current_span
 from queueprop.engine.scope import span_context_of
 from queueprop.wire import propagation
 
-What = Literal["publish", "pull", "settle", "perform"]
+What = Literal["publish", "pull", "settle", "perform", "watch"]
 
 
 class Mark:

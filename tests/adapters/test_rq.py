@@ -951,13 +951,13 @@ class TestWorkHorses:
     def test_a_simple_worker_has_no_horse(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
         """Its execute_job is left alone; and so is one within another's, for the same horse."""
         simple = SimpleWorker.__new__(SimpleWorker)
-        assert hooks.execute_job(lambda *args: horses.watched.get(), simple, (delivered(),), {}) is None
+        assert hooks.execute_job(lambda *args: horses.watched(), simple, (delivered(),), {}) is None
         worker = Worker.__new__(Worker)
         seen: list[Any] = []
 
         def outer(*args: Any) -> None:
-            seen.append(horses.watched.get())
-            hooks.execute_job(lambda *args: seen.append(horses.watched.get()), worker, args, {})
+            seen.append(horses.watched())
+            hooks.execute_job(lambda *args: seen.append(horses.watched()), worker, args, {})
 
         hooks.execute_job(outer, worker, (delivered(), make_queue()), {})
         assert seen[0] is seen[1] is not None
@@ -1046,7 +1046,7 @@ class TestWorkHorses:
             junk = bytes([number % 3]) + dice.randbytes(lines.LINE_SIZE - 1)
 
             def scribble(job: Job, queue: Queue, junk: bytes = junk) -> None:
-                horse = horses.watched.get()
+                horse = horses.watched()
                 assert horse is not None
                 horse.line._memory[:] = junk
                 hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
@@ -1115,7 +1115,7 @@ class TestSpawnedHorses:
         worker._stopped_job_id = job.id if stopped else None
 
         def as_rq_does(job: Job, queue: Queue) -> None:
-            horse = horses.watched.get()
+            horse = horses.watched()
             assert horse is not None
             end = horse.line.lend()
             line = lines.Line.of_parent(end._replace(fd=os.dup(end.fd)))
@@ -1333,7 +1333,7 @@ class TestKeptSpans:
         """A horse that has left its span to its parent, or not."""
 
         def as_rq_does(job: Job, queue: Queue) -> None:
-            horse = horses.watched.get()
+            horse = horses.watched()
             assert horse is not None
             horse.line.tell(lines.Told(bool(answered), answered, "tasks.work", "", ""))
             hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
