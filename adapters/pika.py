@@ -34,7 +34,7 @@ from queueprop.kit.hooks import Hooks
 from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
 from queueprop.kit.iteration import GeneratorMessages, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.nesting import is_spoken_for
+from queueprop.kit.nesting import Mark, is_spoken_for
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 
@@ -335,6 +335,13 @@ class _Hooks(Hooks):
         self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[GeneratorMessages[Any]]] = (
             weakref.WeakKeyDictionary()
         )
+
+    def publish(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
+        """Around ``basic_publish`` of both layers. A Channel that is closed knows no more of the facade above it."""
+        if is_spoken_for(channel):
+            with Mark("publish", self.library.name):
+                return wrapped(*args, **kwargs)
+        return super().publish(wrapped, channel, args, kwargs)
 
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from opentelemetry import trace
 
 from integration.contract import values
@@ -131,7 +133,8 @@ def _raised(driver: Driver, number: int) -> Exception:
 
 
 def _text(error: Exception, driver: Driver) -> str:
-    return str(error).replace(driver.queue, "QUEUE")
+    # Older releases of aiormq tell an object's address.
+    return re.sub(r"0x[0-9a-f]+", "ADDRESS", str(error)).replace(driver.queue, "QUEUE")
 
 
 def _full_name(error: Exception) -> str:
