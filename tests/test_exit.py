@@ -868,16 +868,20 @@ class TestThreadsOfAForkedChild:
 
     def test_a_python_that_has_no_such_hook(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is CPython's own, and may go."""
+        monkeypatch.setattr(exiting, "_CAN_START_AT_THREADS_END", True)
         monkeypatch.delattr(threading, "_register_atexit")
         assert not exiting._at_threads_end(lambda: None)
 
     def test_a_python_that_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is told what to call."""
+        """It is told what to call; not where no thread could be started then."""
+        monkeypatch.setattr(exiting, "_CAN_START_AT_THREADS_END", True)
         registered: list[object] = []
         monkeypatch.setattr(threading, "_register_atexit", registered.append)
         call = lambda: None  # noqa: E731
         assert exiting._at_threads_end(call)
         assert registered == [call]
+        monkeypatch.setattr(exiting, "_CAN_START_AT_THREADS_END", False)
+        assert not exiting._at_threads_end(call)
 
 
 def test_sigterm_in_the_hooks_of_a_fork_waits(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,10 +332,16 @@ def _native_start() -> Callable[[Callable[[], None]], object] | None:
     return (lambda target: start(target, ())) if isinstance(start, BuiltinFunctionType) else None
 
 
+_CAN_START_AT_THREADS_END = sys.version_info[:2] in ((3, 10), (3, 11), (3, 13))
+"""Python 3.12 starts no thread there any more. Later ones: where it is seen that they do."""
+
+
 def _at_threads_end(call: Callable[[], None]) -> bool:
     """Calls it when the interpreter begins to end and threads can still be started, here and in forked children: the
     exit hooks come later. Returns whether it will: the hook is CPython's own, for ``concurrent.futures``.
     """
+    if not _CAN_START_AT_THREADS_END:
+        return False
     try:
         register: Any = threading._register_atexit  # type: ignore[attr-defined]
         register(call)
