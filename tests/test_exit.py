@@ -530,7 +530,7 @@ class InProcess(NamedTuple):
             self.hand_over._insist()
         assert ended.value.args == (143,)
         for started in set(threading.enumerate()).difference(before):
-            started.join()
+            started.join(A_HANG)
 
     def terminate(self) -> None:
         with pytest.raises(SystemExit) as raised:
@@ -807,10 +807,10 @@ def test_a_forked_child_gets_its_own_signal(in_process: InProcess) -> None:
 
 
 class TestThreadsOfAForkedChild:
-    """Each costs a fork a millisecond: it starts those that it needs, when it needs them, once."""
+    """A fork is the slower for each: it starts those that it needs, when it needs them, once."""
 
     def test_none_at_first(self, in_process: InProcess) -> None:
-        """Nor while its parent's have something to do."""
+        """A fork alone starts none."""
         in_process.install()
         in_process.fork()
         assert len(in_process.targets) == 2
@@ -845,6 +845,40 @@ class TestThreadsOfAForkedChild:
         in_process.install()
         in_process.fork()
         assert len(in_process.targets) == 4
+
+    def test_one_whose_start_was_interrupted(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A SIGTERM just before it: the exit hook starts it, and the spans are not lost."""
+        interruptions = [SystemExit(143)]
+
+        def start(target: Callable[[], None]) -> None:
+            if interruptions:
+                raise interruptions.pop()
+            in_process.targets.append(target)
+
+        monkeypatch.setattr(exiting, "_native_start", lambda: start)
+        in_process.install()
+        in_process.fork()
+        with pytest.raises(SystemExit):
+            in_process.hand_over.run(lambda: None)
+        in_process.answering(0.1)
+        in_process.hand_over.at_exit()
+        assert in_process.targets[2:] == [in_process.hand_over._work]
+
+    def test_a_fork_where_no_thread_can_be_started(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where it would start them at once: SIGTERM still ends it."""
+        in_process.install()
+
+        def refuse(target: Callable[[], None]) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(exiting, "_native_start", lambda: None)
+        monkeypatch.setattr(exiting, "_daemon", refuse)
+        in_process.fork()
+        in_process.terminate()
 
     def test_where_none_can_be_started(self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing is raised into the user's program, and nothing is waited for."""

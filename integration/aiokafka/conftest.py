@@ -77,16 +77,17 @@ def topic() -> str:
 @pytest.fixture
 def narrow_topic(kafka_broker: Broker, servers: str) -> str:
     """One partition, however many the broker gives to a topic that it makes by itself."""
-    topic = unique("orders")
-    if kafka_broker.rung != "embedded":
-        asyncio.run(create_topic(servers, topic, 1))
-    return topic
+    return _made(kafka_broker, servers, partitions=1)
 
 
 @pytest.fixture
 def wide_topic(kafka_broker: Broker, servers: str) -> str:
     """Four partitions, as every topic of the mock cluster has them."""
+    return _made(kafka_broker, servers, partitions=4)
+
+
+def _made(broker: Broker, servers: str, partitions: int) -> str:
     topic = unique("orders")
-    if kafka_broker.rung != "embedded":
-        asyncio.run(create_topic(servers, topic, 4))
+    if broker.rung != "embedded":
+        asyncio.run(create_topic(servers, topic, partitions))
     return topic

@@ -99,7 +99,7 @@ class HandOver:
 
     def install(self) -> None:
         """Once a process; children inherit it."""
-        self._may_start_late = _at_threads_end(self._start_at_last)
+        self._may_start_late = _at_threads_end(self._start_in_child)
         self._sleep = time.sleep
         self._start_all()
         stand_in_for_default(self.on_sigterm)
@@ -161,8 +161,8 @@ class HandOver:
         self._start("work")
         self._start("insist")
 
-    def _start_at_last(self) -> None:
-        with suppress(RuntimeError):
+    def _start_in_child(self) -> None:
+        with suppress(RuntimeError):  # as many threads as the system allows
             self._start_all()
 
     def _start(self, name: str) -> None:
@@ -171,7 +171,7 @@ class HandOver:
             return
         try:
             self._start_thread(target)
-        except RuntimeError:
+        except BaseException:  # also what a signal handler raises in between
             self._to_start[name] = target
             raise
 
@@ -198,7 +198,7 @@ class HandOver:
         self._sleep = time.sleep
         self._start_thread = _native_start() or _daemon
         if self._start_thread is _daemon or not self._may_start_late:
-            self._start_all()
+            self._start_in_child()
         self._forking = False
         if self._missed_in == os.getpid():  # and not the parent's, which the child has inherited
             self._terminated = True
