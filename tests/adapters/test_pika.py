@@ -25,6 +25,7 @@ from pika.spec import Basic
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import pika as adapter
 from queueprop.engine.engine import engine_for
+from queueprop.kit import rabbitmq
 from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 
@@ -204,7 +205,7 @@ class TestPublish:
         """Also when it comes up after the context was written."""
 
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "fitted", _raise)
+        monkeypatch.setattr(rabbitmq, "fitted", _raise)
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
