@@ -1316,14 +1316,14 @@ class TestBatches:
             assert len(captured_spans) == 1
 
 
-MANY = [f"message {number}" for number in range(46)]
+MANY = [f"message {number}" for number in range(12)]
 
 
 class TestBroken:
     """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
 
     def _everything(self, connection: Any, queue: Any, settings: Settings) -> None:
-        """Callbacks, handlers, loops and pulls of 46 messages each, all published and acked, some in batches."""
+        """Callbacks, handlers, loops and pulls of twelve messages each, all published and acked, some in batches."""
         instrumentor = adapter.KombuInstrumentor()
         instrumentor.instrument(settings=settings)
         try:
