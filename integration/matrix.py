@@ -27,8 +27,8 @@ _PROPERTY = "contract"
 # Ten thousand messages are for where time does not count; each library's other API is shown with a thousand.
 _MANY_MESSAGES = 15
 _FEW = 1_000
-# And so is a second restart of a library's broker: what comes after it is the same through both APIs.
-_RESTART = 27
+# And so are a second restart of a library's broker and a second hundred of retries, through its other API.
+_LONG = (27, 34)
 
 COLUMNS = {
     "all": "every style of a library through both APIs",
@@ -105,7 +105,7 @@ def _columns(config: pytest.Config, driver: type[Driver], scenario: Scenario | N
         if scenario is None:
             return False
         many = scenario.number == _MANY_MESSAGES and driver.many(column) > _FEW
-        return many or (scenario.number == _RESTART and column.api == "explicit")
+        return many or (scenario.number in _LONG and column.api == "explicit")
 
     columns, asked = driver.columns(), config.getoption("--columns")
     if asked == "all":
@@ -113,11 +113,11 @@ def _columns(config: pytest.Config, driver: type[Driver], scenario: Scenario | N
     first = columns[0].style
     others = asked == "styles" or (asked in ("quick", "rest") and driver.is_quick)
     chosen = [it for it in columns if it.style == first or (others and it.api == "instrumentor")]
-    dear = [it for it in chosen if is_dear(it)]
+    quick = [it for it in chosen if not is_dear(it)] or chosen[:1]
     if asked == "quick":
-        return [it for it in chosen if it not in dear] or chosen
+        return quick
     if asked == "rest":
-        return [it for it in columns if it not in chosen or (it in dear and dear != chosen)]
+        return [it for it in columns if it not in quick]
     return chosen
 
 
