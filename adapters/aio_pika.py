@@ -11,9 +11,8 @@ Two things shape this file:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
-from datetime import datetime
 from typing import Any, NamedTuple, TypeVar, overload
 
 import wrapt
@@ -172,6 +171,7 @@ class AioPikaInstrumentor(Adapter):
 class _AioPika(Library):
     name = "aio-pika"
     message_form = "message of aio-pika's"
+    message_type = AbstractIncomingMessage
     is_async = True
 
     def publication(
@@ -183,27 +183,13 @@ class _AioPika(Library):
         return _Publication(exchange, *given)
 
     def message(self, message: Any) -> Message:
-        timestamp, tag = message.timestamp, message.delivery_tag
-        return _described(
-            message,
-            message.headers,
-            sent_at=timestamp.timestamp() if isinstance(timestamp, datetime) else None,
-            attempt=rabbitmq.delivery_attempt(message.headers, message.redelivered),
-            attributes=None if tag is None else {rabbitmq.DELIVERY_TAG: tag},
-            native=message,
-        )
+        return rabbitmq.delivered(message, message, message.body, message)
 
     def consumed_from(self, message: Any, source: Source | None) -> Destination:
         queue, via = (None, None) if source is None else (source.name, source.via)
         exchange, key = getattr(message, "exchange", None), getattr(message, "routing_key", None)
         address = _address(_channel_of(message) or getattr(via, "channel", None))
         return rabbitmq.consumer_destination(exchange, key, queue, rabbitmq.SYSTEM, *address)
-
-    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
-        return next(((it, None) for it in given if isinstance(it, AbstractIncomingMessage)), None)
-
-    def is_message(self, native: Any) -> bool:
-        return isinstance(native, AbstractMessage) and hasattr(native, "delivery_tag")
 
     def identity(self, message: Any) -> tuple[object, Hashable] | None:
         return stand_in(message, "_loop"), None
@@ -247,7 +233,7 @@ class _Publication(rabbitmq.TablePublication):
         headers = dict(given) if isinstance(given, dict) else None
         outgoing: Any = _Outgoing(message, headers)
         name: Any = getattr(exchange, "name", None)
-        described = _described(message, headers, native=Publish(name, routing_key, outgoing))
+        described = rabbitmq.published(message, headers, message.body, Publish(name, routing_key, outgoing))
         destination = rabbitmq.producer_destination(
             name, routing_key, rabbitmq.SYSTEM, *_address(self._channel)
         )
@@ -299,11 +285,6 @@ def _publish_arguments(
 
 
 # Messages, queues and channels
-
-
-def _described(message: Any, headers: Any, **more: Any) -> Message:
-    id, conversation_id = calls.text(message.message_id), calls.text(message.correlation_id)
-    return Message(headers, id=id, conversation_id=conversation_id, body=message.body, **more)
 
 
 def _source_of(given: Any) -> Source:

@@ -232,6 +232,8 @@ class AIOKafkaInstrumentor(Adapter):
 class _AIOKafka(Library):
     name = "aiokafka"
     message_form = "record of aiokafka's, as getone and getmany give them"
+    message_type = ConsumerRecord
+    message_fields = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
     settles_each = False
     is_async = True
     loops_pull = True
@@ -275,13 +277,6 @@ class _AIOKafka(Library):
 
     def is_nothing(self, native: Any) -> bool:
         return False  # None is no record: nothing of aiokafka's gives it
-
-    def is_message(self, native: Any) -> bool:
-        return isinstance(native, ConsumerRecord) or all(hasattr(native, name) for name in _OF_RECORDS)
-
-    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
-        record = next((it for it in given if isinstance(it, ConsumerRecord)), None)
-        return None if record is None else (record, None)
 
     def source(self, consumer: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
         return Source(consumer, gives_several=_name_of(call) == "getmany")
@@ -346,8 +341,6 @@ def _joining(settings: Settings | None, word: str) -> _Hooks:
     """The hooks of the explicit API, inside those of the instrumentor."""
     return _Hooks(AIOKAFKA, checks.engine_of(settings, word), joins=True)
 
-
-_OF_RECORDS = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
 
 _WHATEVER = Everything()
 

@@ -214,6 +214,7 @@ class PikaInstrumentor(Adapter):
 class _Pika(Library):
     name = "pika"
     message_form = "delivery of pika's, (method, properties, body)"
+    message_type = Delivery
 
     def publication(
         self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped
@@ -230,17 +231,7 @@ class _Pika(Library):
             return given  # no delivery; see ``is_message``
 
     def message(self, delivery: Any) -> Message:
-        method, properties = delivery.method, delivery.properties
-        return Message(
-            headers=properties.headers,
-            id=calls.text(properties.message_id),
-            conversation_id=calls.text(properties.correlation_id),
-            body=delivery.body,
-            sent_at=properties.timestamp,
-            attempt=rabbitmq.delivery_attempt(properties.headers, method.redelivered),
-            attributes={rabbitmq.DELIVERY_TAG: method.delivery_tag},
-            native=delivery,
-        )
+        return rabbitmq.delivered(delivery.method, delivery.properties, delivery.body, delivery)
 
     def consumed_from(self, native: Any, source: Source | None) -> Destination:
         method = None if native is None else native[0]
@@ -404,13 +395,8 @@ class _Publication(rabbitmq.TablePublication):
         else:
             headers = None
         destination = rabbitmq.producer_destination(given.exchange, given.routing_key, *_broker(channel))
-        message = Message(
-            headers=headers,
-            id=calls.text(getattr(properties, "message_id", None)),
-            conversation_id=calls.text(getattr(properties, "correlation_id", None)),
-            body=given.body if isinstance(given.body, (bytes, str)) else None,
-            native=given._replace(properties=properties),
-        )
+        body = given.body if isinstance(given.body, (bytes, str)) else None
+        message = rabbitmq.published(properties, headers, body, given._replace(properties=properties))
         own_headers = getattr(given.properties, "headers", None) or {}
         super().__init__(destination, message, own_headers, properties, (3, "properties"))
 

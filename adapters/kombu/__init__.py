@@ -218,6 +218,8 @@ _SETTLEMENTS = ("ack", "reject", "requeue")
 class _Kombu(Library):
     name = "kombu"
     message_form = "message of kombu's, as get and itermessages give them"
+    message_type = Message
+    message_fields = ("__dict__", "body", "channel", "delivery_info", "delivery_tag", "headers", "properties")
 
     def publication(
         self, producer: Any, args: Arguments, kwargs: Options, call: Wrapped
@@ -258,16 +260,9 @@ class _Kombu(Library):
         broker = broker_of(client_at(message.channel))
         return rabbitmq.consumer_destination(exchange, routing_key, queue, *broker)
 
-    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
-        message = next((one for one in given if isinstance(one, Message)), None)
-        return None if message is None else (message, None)
-
     def native(self, given: Any) -> Any:
         found = self.delivery_among(given) if isinstance(given, tuple) else None
         return given if found is None else found[0]
-
-    def is_message(self, native: Any) -> bool:
-        return isinstance(native, Message) or all(hasattr(native, name) for name in _OF_MESSAGES)
 
     def identity(self, message: Any) -> tuple[object, None]:
         if type(message).__weakrefoffset__:
@@ -297,7 +292,6 @@ class _Anchor:
 _ANCHOR = "_queueprop"
 
 KOMBU = _Kombu()
-_OF_MESSAGES = ("__dict__", "body", "channel", "delivery_info", "delivery_tag", "headers", "properties")
 
 
 def _owner(function: Any) -> Any:

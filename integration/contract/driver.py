@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -253,6 +254,11 @@ class Driver(ABC):
         """Whether the verbs wrap what they call."""
         return self.api == "explicit" and self._settings is not None
 
+    def _wrapped(self, word: Callable[..., Any], call: T) -> T:
+        """The call as the user of the explicit API wraps it: ``self._wrapped(adapter.traced_get, queue.get)``."""
+        wrapped: T = word(call, settings=self._settings) if self._is_explicit else call
+        return wrapped
+
     def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
         """What the user of a pull call writes, also where the instrumentor is on."""
         on = self._is_explicit or (self.api == "instrumentor" and self.instrumentor().is_active)
@@ -354,6 +360,17 @@ class Driver(ABC):
         redeliver.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def _killed(work: Callable[[], object]) -> None:
+        """Forks a process for what kills it, and waits until it is dead."""
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                work()
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
 
     # What a plain client sees.
 

@@ -1,15 +1,9 @@
-"""aio-pika on a live RabbitMQ: every way to consume, through both APIs.
-
-Each verb runs in an event loop of its thread, and consumes by a connection of its own.
-"""
+"""aio-pika on a live RabbitMQ: every way to consume, through both APIs; each verb by a connection of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +13,9 @@ from typing import Any, ClassVar
 import aio_pika
 
 from integration.contract.actions import Delivery, Handler, HandlerError, run, run_async
-from integration.contract.driver import Api, Column, Failing, Need
+from integration.contract.driver import Api, Column, Need
 from integration.contract.telemetry import DEADLINE, tell_library_error
-from integration.drivers.event_loop import EventLoop
+from integration.drivers.event_loop import AsyncioDriver, EventLoop, left_by_cancel
 from integration.drivers.rabbitmq import RabbitmqDriver
 from queueprop.adapters import aio_pika as adapter
 
@@ -29,7 +23,7 @@ _LOOPS = ("async for", "iterator()")
 _PULLS = ("get", "process()")
 
 
-class AioPikaDriver(RabbitmqDriver):
+class AioPikaDriver(AsyncioDriver["_EventLoop"], RabbitmqDriver):
     """Robust connections, but for the style that says so."""
 
     library = "aio-pika"
@@ -60,36 +54,25 @@ class AioPikaDriver(RabbitmqDriver):
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self._threads: dict[int, _Thread] = {}
-        self._consumers: list[tuple[_Thread, Any]] = []
-        self._sending: list[asyncio.Future[None]] = []
+        self._consumers: list[tuple[_EventLoop, Any]] = []
         robust = style != "not robust"
         self._connection_class: Any = aio_pika.RobustConnection if robust else aio_pika.Connection
 
     # Life
 
+    def make_event_loop(self) -> _EventLoop:
+        return _EventLoop(self._connection_class, self.url or "")
+
     def disconnect(self) -> None:
         self.close_consumers()  # while their loops are open
-        with self._untraced():
-            while self._threads:
-                self._threads.popitem()[1].close()
+        self.close_event_loops()
         super().disconnect()
 
     def close_consumers(self) -> None:
         with self._untraced():
             while self._consumers:
-                thread, connection = self._consumers.pop()
-                thread.run(connection.close())
-
-    @property
-    def _thread(self) -> _Thread:
-        number = threading.get_ident()
-        if number not in self._threads:
-            self._threads[number] = _Thread(self._connection_class, self.url or "")
-        return self._threads[number]
-
-    def _run(self, verb: Coroutine[Any, Any, Any]) -> Any:
-        return self._thread.run(verb)
+                loop, connection = self._consumers.pop()
+                loop.run(connection.close())
 
     # Publishing
 
@@ -114,7 +97,7 @@ class AioPikaDriver(RabbitmqDriver):
         self._run(self._publish(aio_pika.Message(body.encode(), headers=container)))
 
     async def _publish(self, message: Any, way: str | None = None) -> None:
-        channel = await self._thread.channel(confirms=way != "without confirms")
+        channel = await self._event_loop.channel(confirms=way != "without confirms")
         publish = self._traced(channel.default_exchange.publish)
         if way == "by keywords":
             await publish(message=message, routing_key=self.queue)
@@ -133,7 +116,7 @@ class AioPikaDriver(RabbitmqDriver):
             "a forwarded table": lambda: dict(stale),
         }
 
-    def failing(self) -> Sequence[Failing]:
+    def failing_ways(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, Any]]]:
         async def unroutable() -> None:
             await publish(f"{self.queue}-nowhere", on_return_raises=True)
 
@@ -142,12 +125,12 @@ class AioPikaDriver(RabbitmqDriver):
                 await publish(queue)
 
         async def no_such_exchange() -> None:
-            channel = await self._thread.new_channel()
+            channel = await self._event_loop.new_channel()
             exchange = await channel.get_exchange(f"{self.queue}-none", ensure=False)
             await self._traced(exchange.publish)(aio_pika.Message(b"lost"), "key")
 
         async def internal() -> None:
-            channel = await self._thread.new_channel()
+            channel = await self._event_loop.new_channel()
             exchange = await channel.declare_exchange(f"{self.queue}-in", internal=True, auto_delete=True)
             await self._traced(exchange.publish)(aio_pika.Message(b"lost"), "key")
 
@@ -155,26 +138,25 @@ class AioPikaDriver(RabbitmqDriver):
             await publish(self.queue, expiration="soon")
 
         async def publish(queue: str, on_return_raises: bool = False, **properties: Any) -> None:
-            channel = await self._thread.new_channel(on_return_raises=on_return_raises)
+            channel = await self._event_loop.new_channel(on_return_raises=on_return_raises)
             message = aio_pika.Message(b"lost", **properties)
             await self._traced(channel.default_exchange.publish)(message, queue)
 
-        ways = {
+        return {
             "unroutable": unroutable,
             "nacked": nacked,
             "no such exchange": no_such_exchange,
             "an internal exchange": internal,
             "no expiration": no_expiration,
         }
-        return [Failing(name, lambda way=way: self._run(way())) for name, way in ways.items()]  # type: ignore[misc]
 
     def kept_publish(self) -> Callable[[str], object]:
         self.declare()
-        publish = self._run(self._thread.channel()).default_exchange.publish
+        publish = self._run(self._event_loop.channel()).default_exchange.publish
         return lambda body: self._run(publish(aio_pika.Message(body.encode()), self.queue))
 
     def _traced(self, publish: Any) -> Any:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     # Consuming
 
@@ -183,11 +165,11 @@ class AioPikaDriver(RabbitmqDriver):
         self._consume_here(handler, count)
 
     def _consume_here(self, handler: Handler, count: int) -> None:
-        self._run(self._consume(self._thread, handler, count))
+        self._run(self.consume_by(self._event_loop, handler, count))
 
     def consume_twice(self, handler: Handler) -> None:
         async def consume() -> None:
-            queue = await self._consuming(self._thread, 1)
+            queue = await self._consuming(self._event_loop, 1)
             message = await self._pull(queue)
             for _ in range(2):
                 async with self._scope(message, ignore_processed=True):
@@ -202,7 +184,7 @@ class AioPikaDriver(RabbitmqDriver):
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         self.arrive()
         if self.style in ("callback", "not robust"):
-            self._run(self._consume(self._thread, handler, count, prefetch=count))
+            self._run(self.consume_by(self._event_loop, handler, count, prefetch=count))
         elif self.style in _PULLS:
             self._run(self._consume_in_tasks(handler, count))
         else:
@@ -211,7 +193,7 @@ class AioPikaDriver(RabbitmqDriver):
                     future.result(DEADLINE)
 
     async def _consume_in_tasks(self, handler: Handler, count: int) -> None:
-        queue = await self._consuming(self._thread, count)
+        queue = await self._consuming(self._event_loop, count)
 
         async def handle(message: Any) -> None:
             async with self._scope(message):
@@ -219,22 +201,9 @@ class AioPikaDriver(RabbitmqDriver):
 
         await asyncio.gather(*[handle(await self._pull(queue)) for _ in range(count)])
 
-    def consume_killed(self, handler: Handler) -> None:
-        self.arrive()
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                asyncio.events._set_running_loop(None)
-                thread = _Thread(self._connection_class, self.url or "")
-                thread.run(self._consume(thread, handler, 1))
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        self._consume_here(handler, 1)
-
     def consume_batch(self, handler: Handler, count: int) -> None:
         async def consume() -> None:
-            queue = await self._consuming(self._thread, count)
+            queue = await self._consuming(self._event_loop, count)
             messages = [await self._pull(queue) for _ in range(count)]
             with self._explicitly(lambda: adapter.traced_batch(messages, settings=self._settings)):
                 for message in messages:
@@ -245,28 +214,28 @@ class AioPikaDriver(RabbitmqDriver):
         self.arrive()
         self._run(consume())
 
-    async def _consuming(self, thread: _Thread, prefetch: int) -> Any:
+    async def _consuming(self, loop: _EventLoop, prefetch: int) -> Any:
         """The queue, on a channel of its own, which takes no more than is asked for."""
-        connection = await thread.connect()
-        self._consumers.append((thread, connection))
+        connection = await loop.connect()
+        self._consumers.append((loop, connection))
         channel = await connection.channel()
         await channel.set_qos(prefetch)
         return await channel.get_queue(self.queue)
 
-    async def _consume(self, thread: _Thread, handler: Handler, count: int, prefetch: int = 1) -> None:
-        queue = await self._consuming(thread, 100 if count > 100 else prefetch)
+    async def consume_by(self, loop: _EventLoop, handler: Handler, count: int, prefetch: int = 1) -> None:
+        queue = await self._consuming(loop, 100 if count > 100 else prefetch)
         if self.style in _PULLS:
             for _ in range(count):
                 await self._handle(await self._pull(queue), handler)
         elif self.style in _LOOPS:
             await self._consume_in_loop(queue, handler, count)
         else:
-            await self._consume_by_callback(thread, queue, handler, count)
+            await self._consume_by_callback(loop, queue, handler, count)
 
-    async def _consume_by_callback(self, thread: _Thread, queue: Any, handler: Handler, count: int) -> None:
+    async def _consume_by_callback(self, loop: _EventLoop, queue: Any, handler: Handler, count: int) -> None:
         arrived: list[Any] = []
         handled: asyncio.Queue[tuple[Any, Exception | None]] = asyncio.Queue()
-        told = len(thread.told)
+        told = len(loop.told)
 
         async def on_message(message: Any) -> None:
             arrived.append(message)
@@ -274,7 +243,7 @@ class AioPikaDriver(RabbitmqDriver):
                 await queue.cancel(message.consumer_tag)
             try:
                 await run_async(handler, self._delivery(message))
-                await self._published()
+                await self.all_sent()
             except Exception as error:
                 await self._refuse(message)
                 handled.put_nowait((message, error))
@@ -301,9 +270,9 @@ class AioPikaDriver(RabbitmqDriver):
             if is_sync:
                 if number == count:
                     await queue.cancel(message.consumer_tag)
-                await self._published()
+                await self.all_sent()
                 await (self._ack(message) if error is None else self._refuse(message))
-        await thread.all_told(told)
+        await loop.all_told(told)
 
     async def _consume_in_loop(self, queue: Any, handler: Handler, count: int) -> None:
         handled = 0
@@ -320,10 +289,10 @@ class AioPikaDriver(RabbitmqDriver):
         return queue.iterator() if self.style == "iterator()" else contextlib.nullcontext(queue)
 
     def _loop(self, messages: Any) -> Any:
-        return adapter.traced_messages(messages, settings=self._settings) if self._is_explicit else messages
+        return self._wrapped(adapter.traced_messages, messages)
 
     async def _pull(self, queue: Any) -> Any:
-        get = adapter.traced_get(queue.get, settings=self._settings) if self._is_explicit else queue.get
+        get = self._wrapped(adapter.traced_get, queue.get)
         end = time.monotonic() + DEADLINE
         while (message := await get(fail=False)) is None:
             assert time.monotonic() < end, f"waited in vain for a message in {self.queue}"
@@ -335,7 +304,7 @@ class AioPikaDriver(RabbitmqDriver):
         try:
             async with contextlib.nullcontext() if has_span else self._scope(message):
                 run(handler, self._delivery(message))
-                await self._published()
+                await self.all_sent()
         except Exception as error:
             tell_library_error(error)
             if not message.processed:
@@ -366,23 +335,17 @@ class AioPikaDriver(RabbitmqDriver):
 
     def _delivery(self, message: Any) -> Delivery:
         async def send(body: str, headers: Any) -> None:
-            channel = await self._thread.channel()
+            channel = await self._event_loop.channel()
             sent = aio_pika.Message(body.encode(), headers=headers)
             await self._traced(channel.default_exchange.publish)(sent, self.other_queue)
 
         def publish(body: str, headers: Any = None) -> None:
-            self._sending.append(asyncio.ensure_future(send(body, headers)))
+            self.send_soon(send(body, headers))
 
         return Delivery(message.body.decode(), message.headers, publish)
 
-    async def _published(self) -> None:
-        """Returns when all that handlers have published is at the broker."""
-        while self._sending:
-            await self._sending.pop()
-
     async def _ack(self, message: Any) -> None:
-        ack = message.ack
-        await (adapter.traced_settle(ack, settings=self._settings) if self._is_explicit else ack)()
+        await self._wrapped(adapter.traced_settle, message.ack)()
 
     async def _refuse(self, message: Any) -> None:
         requeue = self._requeues(message)
@@ -391,17 +354,10 @@ class AioPikaDriver(RabbitmqDriver):
 
     def leave(self, how: str, handler: Handler) -> None:
         async def leave() -> None:
-            queue = await self._consuming(self._thread, 1)
+            queue = await self._consuming(self._event_loop, 1)
             begun = asyncio.Event()
             leaving = self._leave(how, queue, handler, begun)
-            if how != "cancel":
-                await leaving
-                return
-            task = asyncio.ensure_future(leaving)
-            await asyncio.wait_for(begun.wait(), DEADLINE)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await (left_by_cancel(leaving, begun) if how == "cancel" else leaving)
 
         self.arrive()
         self._run(leave())
@@ -448,8 +404,8 @@ class AioPikaDriver(RabbitmqDriver):
         return {**super()._attributes(name, kind), "messaging.message.id": str}  # aiormq gives each one
 
 
-class _Thread(EventLoop):
-    """A thread's event loop, and what it publishes by."""
+class _EventLoop(EventLoop):
+    """Publishes by one connection."""
 
     def __init__(self, connection_class: Any, url: str) -> None:
         super().__init__()

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +150,7 @@ class PikaDriver(RabbitmqDriver):
         return lambda body: publish("", self.queue, body.encode())
 
     def _traced(self, publish: Any) -> Any:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     def _connection(self) -> Any:
         """A connection is for one thread."""
@@ -202,13 +200,7 @@ class PikaDriver(RabbitmqDriver):
 
     def consume_killed(self, handler: Handler) -> None:
         self.arrive()
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                self._consume_here(handler, 1)
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        self._killed(lambda: self._consume_here(handler, 1))
         self._consume_here(handler, 1)
 
     def consume_batch(self, handler: Handler, count: int) -> None:
@@ -295,9 +287,7 @@ class PikaDriver(RabbitmqDriver):
         )
 
     def _pull(self, channel: Any) -> Any:
-        get = channel.basic_get
-        if self._is_explicit:
-            get = adapter.traced_get(get, settings=self._settings)
+        get = self._wrapped(adapter.traced_get, channel.basic_get)
         found: list[Any] = []
 
         def pull() -> bool:
@@ -331,10 +321,7 @@ class PikaDriver(RabbitmqDriver):
         return Delivery(body.decode(), properties.headers, publish)
 
     def _ack(self, channel: Any, method: Any) -> None:
-        settle = channel.basic_ack
-        if self._is_explicit:
-            settle = adapter.traced_settle(settle, settings=self._settings)
-        settle(method.delivery_tag)
+        self._wrapped(adapter.traced_settle, channel.basic_ack)(method.delivery_tag)
 
     def _refuse(self, channel: Any, message: Any, error: Exception) -> None:
         """What a user does about an exception that came out of pika, or of the body of a loop."""

@@ -267,7 +267,7 @@ class RQDriver(Driver):
         return rq_jobs.perform_decorated if decorated else rq_jobs.perform
 
     def _traced(self, publish: Callable[..., Any]) -> Callable[..., Any]:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     def _queue(self, name: str | None = None) -> rq.Queue:
         return self._queue_class(name or self.queue, connection=self._connection)

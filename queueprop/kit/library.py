@@ -1,6 +1,6 @@
 """What an adapter says of its library: how its calls and messages are read. ``hooks.py`` does the rest.
 
-Four answers are required; the others have defaults that fit most libraries.
+Three answers are required, and what kind of object a message is; the others have defaults that fit most libraries.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ class Library(ABC):
     message_form: ClassVar[str]
     """What its messages are, to who gives something else: ``message of kombu's, as get and itermessages give them``."""
 
+    message_type: ClassVar[type]
+    """What its deliveries are instances of, as handlers and loops are given them."""
+
+    message_fields: ClassVar[Sequence[str]] = ()
+    """What else must have to be taken for one: a double of somebody's tests. Empty: nothing else is."""
+
     settles_each: ClassVar[bool] = True
     """Whether a delivery has an ack of its own. Else one commit settles all before it (Kafka)."""
 
@@ -60,11 +66,14 @@ class Library(ABC):
     def consumed_from(self, native: Any, source: Source | None) -> Destination:
         """Where a message was delivered or pulled from; ``native`` is None where a pull call raised."""
 
-    @abstractmethod
+    # What may be said
+
     def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
         """The message among a handler's arguments, and the channel or consumer beside it (or None)."""
-
-    # What may be said
+        for argument in given:
+            if isinstance(argument, self.message_type):
+                return argument, None
+        return None
 
     def native(self, given: Any) -> Any:
         """The message in what a loop or a pull call gives: ``(body, message)`` where that is how it gives it."""
@@ -75,8 +84,11 @@ class Library(ABC):
         return native is None
 
     def is_message(self, native: Any) -> bool:
-        """Whether it is a message, or looks like one: a double of somebody's tests."""
-        return True
+        """Whether it is a message, or looks like one."""
+        if isinstance(native, self.message_type):
+            return True
+        fields = self.message_fields
+        return bool(fields) and all(hasattr(native, name) for name in fields)
 
     def identity(self, native: Any) -> tuple[object, Hashable] | None:
         """A holder and a key that tell this delivery from every other; see ``Kept``. None: nothing does."""

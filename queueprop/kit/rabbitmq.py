@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
 from queueprop import guard
@@ -67,6 +68,39 @@ def consumer_destination(
     """
     exchange, key, queue = _name(exchange), _name(routing_key), _name(queue)
     return _destination((exchange, key) if key == queue else (exchange, key, queue), key, system, host, port)
+
+
+def published(properties: Any, headers: Any, body: Any, native: Any) -> Message:
+    """A message that goes out.
+
+    Args:
+        properties: whatever has the fields of AMQP's basic properties.
+        headers: ours to write to; None where they are not what the library takes.
+        body: its size is told where it is bytes or text.
+        native: what a ``publish_hook`` is given.
+    """
+    return Message(
+        headers=headers,
+        id=calls.text(getattr(properties, "message_id", None)),
+        conversation_id=calls.text(getattr(properties, "correlation_id", None)),
+        body=body,
+        native=native,
+    )
+
+
+def delivered(method: Any, properties: Any, body: Any, native: Any) -> Message:
+    """A message that came in; ``method`` has the fields of AMQP's ``basic.deliver``. Others as for ``published``."""
+    headers, sent_at, tag = properties.headers, properties.timestamp, method.delivery_tag
+    return Message(
+        headers=headers,
+        id=calls.text(properties.message_id),
+        conversation_id=calls.text(properties.correlation_id),
+        body=body,
+        sent_at=sent_at.timestamp() if isinstance(sent_at, datetime) else sent_at,
+        attempt=delivery_attempt(headers, method.redelivered),
+        attributes=None if tag is None else {DELIVERY_TAG: tag},
+        native=native,
+    )
 
 
 def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:

@@ -696,7 +696,7 @@ class TestPulled:
     async def test_a_message_with_odd_fields(self, captured_spans: CapturedSpans, underlay: Underlay) -> None:
         """Without a tag, with fields of other types: they are left out."""
         message: Any = incoming(underlay)
-        message.delivery_tag, message.message_id, message.timestamp = None, 7, 8
+        message.delivery_tag, message.message_id, message.timestamp = None, 7, "8"
         with adapter.traced_message(message):
             pass
         attributes = only(captured_spans).attributes

@@ -84,6 +84,7 @@ class Channel:
 class MemoryLibrary(Library):
     name = "memory"
     message_form = "parcel, as get gives it"
+    message_type = Parcel
 
     def __init__(self, *, settles_each: bool = True, loops_pull: bool = False) -> None:
         super().__init__()
@@ -111,9 +112,6 @@ class MemoryLibrary(Library):
         return (
             None if parcel is None else (parcel, next((it for it in given if isinstance(it, Channel)), None))
         )
-
-    def is_message(self, native: Any) -> bool:
-        return isinstance(native, Parcel)
 
     def source(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
         queue = calls.given(0, "queue", args, kwargs)
