@@ -18,6 +18,7 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
     NonRecordingSpan,
+    NoOpTracerProvider,
     Span,
     SpanContext,
     SpanKind,
@@ -635,6 +636,16 @@ class TestAgain:
         before = get_current()
         with HandledAgain(process):
             assert get_current() is before
+
+    def test_without_an_sdk(self, telemetry: Telemetry) -> None:
+        """What the message brought goes on, were it baggage alone."""
+        engine = telemetry.engine(tracer_provider=NoOpTracerProvider())
+        process = engine.process(ORDERS, Message({"baggage": "user=7"}))
+        with process:
+            pass
+        with HandledAgain(process):
+            assert baggage.get_all() == {"user": "7"}
+            assert not get_current_span().get_span_context().is_valid
 
     def test_a_settlement_inside_is_the_span_s_child(self, telemetry: Telemetry) -> None:
         """What settles there is settled inside the delivery's handling."""

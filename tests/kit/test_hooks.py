@@ -149,6 +149,18 @@ class TestPublish:
         channel.publish("returned", "hello")
         assert [span.name for span in telemetry.spans] == ["publish orders", "publish returned"]
 
+    def test_layers_of_a_publish_that_tells_which_it_is(
+        self,
+        telemetry: Telemetry,
+        settings: Settings,
+        channel: Channel,
+        instrument: Callable[..., MemoryInstrumentor],
+    ) -> None:
+        """The explicit API above the instrumentor has the very same one: one span."""
+        instrument()
+        words.publish(channel.publish, settings)("returned", "hello")
+        assert [span.name for span in telemetry.spans] == ["publish returned"]
+
     def test_headers_that_are_too_large(self, telemetry: Telemetry, settings: Settings) -> None:
         """The limit is the library's own: the message goes out with what of its context has room."""
         channel = Channel(limit=80)
@@ -865,6 +877,28 @@ class TestSettle:
         ack(1)
         assert channel.settled == [("ack", 1, False)] * 2
         assert parent(telemetry.only("ack orders")) == ids(telemetry.only("process orders"))
+
+    def test_one_that_was_never_delivered(
+        self, telemetry: Telemetry, settling: Settings, channel: Channel
+    ) -> None:
+        """It goes to the library as it is, and has no span."""
+        self.handle(settling, channel, 1)
+        words.settle(channel.ack, settling)(2)
+        assert channel.settled == [("ack", 2, False)]
+        assert [span.name for span in telemetry.spans] == ["process orders"]
+
+    def test_one_that_comes_again_meanwhile(self, settling: Settings) -> None:
+        """Under the same tag: that delivery is unsettled still."""
+        handle = self.handle
+
+        class Hasty(Channel):
+            def ack(self, tag: int, multiple: bool = False) -> None:
+                handle(settling, self, tag)
+
+        channel = Hasty()
+        handle(settling, channel, 1)
+        words.settle(channel.ack, settling)(1)
+        assert MEMORY.unsettled.keys(channel) == [1]
 
     def test_several_at_once(self, telemetry: Telemetry, settling: Settings, channel: Channel) -> None:
         """The last one's child, which links to the others; what is beyond stays unsettled."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_a_holder_in_the_place_of_another() -> None:
         kept.put(holder, None, number)
     del holder
     assert kept.holders() == []
+
+
+def test_a_holder_that_is_gone_takes_nothing_of_its_successor_s() -> None:
+    """Where its end is told only when another object has its place."""
+    kept: Kept[int] = Kept()
+    holder, gone = Holder(), weakref.ref(Holder())
+    kept.put(holder, None, 1)
+    kept._forget(id(holder), gone)
+    assert kept.find(holder) == 1
 
 
 def test_what_nobody_takes_is_bounded() -> None:
