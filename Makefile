@@ -4,16 +4,17 @@ dev = scripts/environment dev
 BROKER ?= rq
 stages = $(dev) .venv/bin/python scripts/stages.py
 
-.PHONY: help demo test test-containers bench bench-rq lint types unit coverage integration format build clean
+.PHONY: help demo test test-all test-containers bench bench-rq lint types here unit coverage integration format build clean
 
 help:
 	@echo "make demo             two services, a queue between them, and their traces in the terminal"
-	@echo "                      BROKER=rabbitmq (with pika), kafka (with aiokafka), kombu, dramatiq: instead of rq"
-	@echo "make test             lint, types, unit tests on every Python here, and the contract suite on real brokers"
+	@echo "                      BROKER=rabbitmq (with pika), aio-pika, kafka (with aiokafka), kombu, dramatiq: instead of rq"
+	@echo "make test             lint, types, unit tests, and the contract suite on real brokers, in minutes"
+	@echo "make test-all         that, and every Python here, the oldest libraries, every style of every library"
 	@echo "make test-containers  the contract suite on containers alone"
 	@echo "make bench            what a message costs"
 	@echo "make bench-rq         what a Collector, living or dead, costs an RQ worker"
-	@echo "make lint | types | unit | coverage | integration    one stage of make test"
+	@echo "make lint | types | here | unit | coverage | integration    one stage of them"
 	@echo "make format | build | clean"
 
 demo:
@@ -22,10 +23,13 @@ demo:
 test:
 	@$(stages)
 
+test-all:
+	@$(stages) all
+
 test-containers:
 	@$(stages) containers
 
-lint types unit coverage integration:
+lint types here unit coverage integration:
 	@$(stages) $@
 
 bench:

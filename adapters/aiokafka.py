@@ -16,37 +16,39 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 import weakref
 from collections.abc import (
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Collection,
+    Hashable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
-from uuid import UUID
 
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import Context
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, headers, propagation, semconv, words
-from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
-from queueprop.calls import Arguments, Hook, Options, Wrapped
-from queueprop.handlers import prepared, run_inside
-from queueprop.iteration import AsyncMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message, bounded, remembered
-from queueprop.operations import Create, Process, ProcessBatch, Send
-from queueprop.scope import current_scope
+from queueprop import guard
+from queueprop.engine import semconv
+from queueprop.engine.engine import Engine
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Create, Send
+from queueprop.kit import calls, checks, kafka
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.fitting import fitted
+from queueprop.kit.hooks import Hooks
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.iteration import AsyncMessages, Begin, MessageList, Messages
+from queueprop.kit.library import Library, Publication, Settlement, Source
+from queueprop.kit.nesting import Everything, is_inside, work_at_hand
+from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
-from queueprop.spans import Engine
+from queueprop.wire import propagation
 
 try:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -62,11 +64,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-
-SYSTEM = "kafka"
-KEY = "messaging.kafka.message.key"
-TOMBSTONE = "messaging.kafka.message.tombstone"
-OFFSET = "messaging.kafka.offset"
 
 
 class Publish(NamedTuple):
@@ -98,13 +95,9 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Raises TypeError for what can be none of these, as do the other words here.
     """
-    form = "a producer's send, send_and_wait or send_batch, as in traced_publish(producer.send)"
-    is_batch = _name_of(publish) == "send_batch"
-    names = ("send", "send_and_wait", "send_batch")
-    words.check_call("traced_publish", publish, "aiokafka", names, form, None if is_batch else "headers")
-    hooks = _Hooks(words.engine_of(settings, "traced_publish"))
-    hook = hooks.send_batch if is_batch else hooks.send
-    return calls.hooked(publish, hook)
+    takes = None if _name_of(publish) == "send_batch" else "headers"
+    checks.check_call("traced_publish", publish, "aiokafka", _PUBLISH.names, _PUBLISH.form, takes)
+    return calls.hooked(publish, _joining(settings, "traced_publish").send)
 
 
 def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -116,8 +109,8 @@ def traced_create_batch(create: Callable[P, R], *, settings: Settings | None = N
     Each message that is appended has a create span (PRODUCER); the span of ``send_batch`` (CLIENT) links to them.
     """
     form = "a producer's create_batch, as in traced_create_batch(producer.create_batch)"
-    words.check_call("traced_create_batch", create, "aiokafka", ("create_batch",), form)
-    return calls.hooked(create, _Hooks(words.engine_of(settings, "traced_create_batch")).create_batch)
+    checks.check_call("traced_create_batch", create, "aiokafka", ("create_batch",), form)
+    return calls.hooked(create, _joining(settings, "traced_create_batch").create_batch)
 
 
 @overload
@@ -138,22 +131,7 @@ def traced_consumer(
         destination: instead of the record's topic and partition.
         settings: instead of those of the environment.
     """
-    words.check_destination("traced_consumer", destination)
-    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
-
-    def decorate(decorated: F) -> F:
-        words.check_handler("traced_consumer", decorated, "a function or method, as in @traced_consumer")
-
-        def begin(args: Arguments, kwargs: Options) -> Process | None:
-            for argument in (*args, *kwargs.values()):
-                if isinstance(argument, ConsumerRecord):
-                    return hooks.process(argument, None, destination)
-            words.say_no_message(decorated, "a record of aiokafka's")
-            return None
-
-        return run_inside(decorated, begin)
-
-    return decorate if handler is None else decorate(handler)
+    return _words.consumer(handler, Source, destination, settings)
 
 
 @overload
@@ -182,14 +160,8 @@ def traced_messages(
         destination: instead of each record's topic and partition.
         settings: instead of those of the environment.
     """
-    words.check_iterable(
-        "traced_messages", iterable, "a consumer or records, as in traced_messages(consumer)"
-    )
-    engine, known = words.at_hand("traced_messages", settings, destination)
-    hooks = _Hooks(engine)
-    consumer = iterable if isinstance(iterable, AIOKafkaConsumer) else None
-    source = _LoopOf(iterable.__aiter__()) if consumer is not None else iterable
-    return iterate_inside(source, lambda record: hooks.process(record, consumer, known))
+    source = Source(iterable) if isinstance(iterable, AIOKafkaConsumer) else None
+    return _words.messages(iterable, destination, settings, source)
 
 
 def traced_message(
@@ -203,20 +175,15 @@ def traced_message(
     Args as for ``traced_messages``. The record's consumer group is known where its consumer is traced
     (``AIOKafkaInstrumentor``, ``traced_get``).
     """
-    engine, known = words.at_hand("traced_message", settings, destination)
-    hooks = _Hooks(engine)
-    return prepared(lambda: hooks.process(record, None, known), _READING)
+    return _words.message(record, destination, settings)
 
 
 def traced_batch(
-    records: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+    records: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each record, as a context manager. Args as for
     ``traced_messages``."""
-    engine, known = words.at_hand("traced_batch", settings, destination)
-    hooks = _Hooks(engine)
-    batch = words.messages_at_hand("traced_batch", records)
-    return prepared(lambda: hooks.process_batch(batch, known), _READING)
+    return _words.batch(records, destination, settings)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -225,10 +192,7 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
     It opens no scope: handle a record inside ``traced_message``, which then also knows the consumer. The lists of
     ``getmany`` do it by themselves: what iterates one handles each record inside its span, once a record.
     """
-    form = "a consumer's getone or getmany, as in traced_get(consumer.getone)"
-    words.check_call("traced_get", get, "aiokafka", ("getone", "getmany"), form)
-    hooks = _Hooks(words.engine_of(settings, "traced_get"))
-    return calls.hooked(get, hooks.getmany if _name_of(get) == "getmany" else hooks.getone)
+    return _words.get(get, settings)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -238,11 +202,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     Under ``Settings(settle_spans=True)``, which the loop must have too, a commit is a span: a child of the span of the
     last record that was handled. Of each further partition that it commits, it links to the last record.
     """
-    form = "a consumer's commit or a producer's send_offsets_to_transaction, as in traced_settle(consumer.commit)"
-    words.check_call("traced_settle", settle, "aiokafka", ("commit", "send_offsets_to_transaction"), form)
-    hooks = _Hooks(words.engine_of(settings, "traced_settle"))
-    in_transaction = _name_of(settle) == "send_offsets_to_transaction"
-    return calls.hooked(settle, hooks.send_offsets if in_transaction else hooks.commit)
+    return _words.settle(settle, settings)
 
 
 class AIOKafkaInstrumentor(Adapter):
@@ -254,26 +214,135 @@ class AIOKafkaInstrumentor(Adapter):
 
     library = "aiokafka"
     requires = ("aiokafka >= 0.11",)
-    rivals = Rivals(
-        "aiokafka",
-        Rival(
-            "opentelemetry.instrumentation.aiokafka:AIOKafkaInstrumentor",
-            "opentelemetry-instrumentation-aiokafka",
-            entry_point="aiokafka",
-        ),
-    )
+    rivals = Rivals("aiokafka", Rival.contrib("aiokafka", "AIOKafkaInstrumentor"))
 
     def patches(self) -> Iterable[Patch]:
-        hooks = _Hooks(self.engine, lambda: self.is_active)
+        hooks = _Hooks(AIOKAFKA, self.engine, lambda: self.is_active)
         yield Patch(AIOKafkaProducer, "send", hooks.send)
         yield Patch(AIOKafkaProducer, "create_batch", hooks.create_batch)
-        yield Patch(AIOKafkaProducer, "send_batch", hooks.send_batch)
-        yield Patch(AIOKafkaProducer, "send_offsets_to_transaction", hooks.send_offsets)
+        yield Patch(AIOKafkaProducer, "send_batch", hooks.send)
+        yield Patch(AIOKafkaProducer, "send_offsets_to_transaction", hooks.settle_async)
         yield Patch(MessageAccumulator, "add_message", add_message)
         yield Patch(AIOKafkaConsumer, "__aiter__", hooks.iterate)
-        yield Patch(AIOKafkaConsumer, "getone", hooks.getone)
-        yield Patch(AIOKafkaConsumer, "getmany", hooks.getmany)
-        yield Patch(AIOKafkaConsumer, "commit", hooks.commit)
+        yield Patch(AIOKafkaConsumer, "getone", hooks.pull_async)
+        yield Patch(AIOKafkaConsumer, "getmany", hooks.pull_async)
+        yield Patch(AIOKafkaConsumer, "commit", hooks.settle_async)
+
+
+class _AIOKafka(Library):
+    name = "aiokafka"
+    message_form = "record of aiokafka's, as getone and getmany give them"
+    message_type = ConsumerRecord
+    message_fields = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
+    settles_each = False
+    is_async = True
+    loops_pull = True
+
+    def publication(
+        self, producer: Any, args: Arguments, kwargs: Options, call: Wrapped
+    ) -> Publication | None:
+        if _name_of(call) == "send_batch":
+            batch = calls.bound(_send_batch_arguments, args, kwargs)
+            return None if batch is None else _BatchPublication(*batch, producer)
+        given = calls.bound(_send_arguments, args, kwargs)
+        return None if given is None else _Publication(Publish(*given), producer)
+
+    def message(self, record: Any) -> Message:
+        size, timestamp = record.serialized_value_size, record.timestamp
+        attributes: dict[str, AttributeValue] = {
+            kafka.OFFSET: record.offset,
+            semconv.DESTINATION_PARTITION_ID: str(record.partition),
+            **kafka.key_attributes(record.key),
+        }
+        if size == -1:  # not by its value: a deserializer may make something of nothing
+            attributes[kafka.TOMBSTONE] = True
+        return Message(
+            headers=record.headers,
+            body_size=size if size >= 0 else None,
+            sent_at=timestamp / 1000 if isinstance(timestamp, int) and timestamp >= 0 else None,
+            attributes=attributes,
+            native=record,
+        )
+
+    def consumed_from(self, record: Any, source: Source | None) -> Destination:
+        return self.pulled_from(() if record is None else (record,), source)
+
+    def pulled_from(self, records: Sequence[Any], source: Source | None) -> Destination:
+        consumer = None if source is None else source.via
+        return kafka.destination_of_all(
+            [(record.topic, record.partition) for record in records],
+            getattr(consumer, "_group_id", None),
+            *_told(getattr(consumer, "_client", None)),
+        )
+
+    def is_nothing(self, native: Any) -> bool:
+        return False  # None is no record: nothing of aiokafka's gives it
+
+    def source(self, consumer: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
+        return Source(consumer, gives_several=_name_of(call) == "getmany")
+
+    def pulls(self, returned: Any) -> Sequence[Any]:
+        lists = returned.values() if isinstance(returned, dict) else ([returned],)
+        records = [record for some in lists if isinstance(some, list) for record in some]
+        return [record for record in records if isinstance(record, ConsumerRecord)]
+
+    def handed_over(self, returned: Any, step: Begin) -> Any:
+        if type(returned) is not dict or any(type(some) is not list for some in returned.values()):
+            return returned  # of getone, of a function around getmany, or traced already
+        return {partition: MessageList(some, step) for partition, some in returned.items()}
+
+    def is_end(self, error: BaseException) -> bool:
+        return isinstance(error, ConsumerStoppedError)
+
+    def settlement_of(self, record: Any, source: Source | None) -> tuple[Any, Hashable]:
+        consumer = None if source is None else source.via
+        return consumer, TopicPartition(record.topic, record.partition)
+
+    def settled(self, via: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
+        offsets = calls.given(0, "offsets", args, kwargs)
+        partitions: Any = offsets if isinstance(offsets, Mapping) else ()
+        if _name_of(call) == "send_offsets_to_transaction":
+            group = calls.given(1, "group_id", args, kwargs)
+            holders = [it for it in self.unsettled.holders() if getattr(it, "_group_id", None) == group]
+            told = _told(getattr(via, "client", None))
+        else:
+            is_known = isinstance(via, AIOKafkaConsumer)
+            holders, group = [via] if is_known else [], getattr(via, "_group_id", None)
+            told = _told(getattr(via, "_client", None))
+            if not isinstance(offsets, Mapping):
+                partitions = via.assignment() if is_known else _WHATEVER
+
+        def destination(settled: Sequence[Destination]) -> Destination:
+            return kafka.destination_of_all([(it.name, it.partition_id) for it in settled], group, *told)
+
+        return Settlement("commit", holders, picks=partitions.__contains__, destination=destination)
+
+
+AIOKAFKA = _AIOKafka()
+
+_PUBLISH = Call(
+    "a producer's send, send_and_wait or send_batch, as in traced_publish(producer.send)",
+    ("send", "send_and_wait", "send_batch"),
+)
+_words = Words(
+    AIOKAFKA,
+    publish=_PUBLISH,
+    handler="as in @traced_consumer",
+    iterable="a consumer or records, as in traced_messages(consumer)",
+    get=Call("a consumer's getone or getmany, as in traced_get(consumer.getone)", ("getone", "getmany")),
+    settle=Call(
+        "a consumer's commit or a producer's send_offsets_to_transaction, as in traced_settle(consumer.commit)",
+        ("commit", "send_offsets_to_transaction"),
+    ),
+)
+
+
+def _joining(settings: Settings | None, word: str) -> _Hooks:
+    """The hooks of the explicit API, inside those of the instrumentor."""
+    return _Hooks(AIOKAFKA, checks.engine_of(settings, word), joins=True)
+
+
+_WHATEVER = Everything()
 
 
 def _name_of(function: Any) -> str:
@@ -282,322 +351,76 @@ def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", ""))
 
 
-class _Hooks:
-    """What is done around aiokafka's own methods, each as ``hook(bound method, its object, args, kwargs)``."""
+class _Hooks(Hooks):
+    """What aiokafka has besides: batches that are filled before anybody says where they go."""
 
-    def __init__(self, engine: Engine, is_active: Callable[[], bool] | None = None) -> None:
-        self.engine = engine
-        self._is_active = is_active or (lambda: True)
-        self._joins = is_active is None  # without patches, the accumulator below is wrapped on the object
-
-    # The producer's side
+    def __init__(
+        self, library: Library, engine: Engine, *is_active: Callable[[], bool], joins: bool = False
+    ) -> None:
+        super().__init__(library, engine, *is_active)
+        self._joins = joins  # without patches, the accumulator below is wrapped on the object
 
     async def send(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``send``, and around ``send_and_wait`` in the explicit API."""
-        if self.engine.is_sending(_OWNER):
+        """Around ``send`` and ``send_batch``, and around ``send_and_wait`` in the explicit API."""
+        if is_inside("publish", AIOKAFKA.name):
             args, kwargs = _handed_down(producer, args, kwargs)
             return await wrapped(*args, **kwargs)
-        try:
-            given = Publish(*_send_arguments(*args, **kwargs))
-        except TypeError:
-            return await wrapped(*args, **kwargs)  # aiokafka says what is wrong with them
-        try:
-            publication = self._publication(given, producer)
-        except Exception as error:
-            guard.fault("preparing a publish with aiokafka", error)
-            return await wrapped(*args, **kwargs)
-        send = publication.send
-        send.open()
-        try:
-            with calls.during(_publication, publication):
-                handed_on = publication.headers_of_call
-                if handed_on is not given.headers:
-                    args, kwargs = calls.replaced(_HEADERS, "headers", handed_on, args, kwargs)
-                result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            send.close(error)
-            raise
-        end = send.end_with if asyncio.isfuture(result) else send.close_with
-        end(result, _describe_answer)
-        return result
-
-    def _publication(self, given: Publish, producer: Any) -> _Publication:
-        producer = producer if isinstance(producer, AIOKafkaProducer) else None
-        is_read = producer is None or self.engine.settings.capture_headers
-        message = Message(
-            headers=_copied(given.headers) if is_read else None,  # else they are written further below
-            attributes=(
-                None if given.partition is None else {semconv.DESTINATION_PARTITION_ID: str(given.partition)}
-            ),
-            body=given.value if producer is None and isinstance(given.value, (bytes, str)) else None,
-            native=given,
-            describe=_describe_publish,
-        )
-        destination = _published_to(given.topic, None, producer)
-        if producer is not None and self._joins:
-            _join(producer._message_accumulator, "add_message", add_message)
-        return _Publication(self.engine.send(destination, message, owner=_OWNER), message, given, producer)
+        if self._joins:
+            _join_accumulator(producer)
+        return await self.publish_async(wrapped, producer, args, kwargs)
 
     def create_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``create_batch``: what is appended to it has create spans."""
         builder = wrapped(*args, **kwargs)
         try:
             if builder not in _batches and isinstance(producer, AIOKafkaProducer):
-                _batches[builder] = batch = _Batch(self.engine, self._is_active, producer)
+                _batches[builder] = batch = _Batch(self.engine, self.is_active, producer)
                 _join(builder, "append", batch.append)
                 _join(builder, "_serialize", batch.serialize)
         except Exception as error:
             guard.fault("preparing a batch of aiokafka", error)
         return builder
 
-    async def send_batch(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``send_batch``."""
-        if self.engine.is_sending(_OWNER):
-            return await wrapped(*args, **kwargs)
-        try:
-            builder, topic, partition = _send_batch_arguments(*args, **kwargs)
-        except TypeError:
-            return await wrapped(*args, **kwargs)  # as above
-        try:
-            destination = _published_to(topic, partition, producer)
-            batch = _batches.get(builder)
-            created = [] if batch is None else batch.created_for(destination)
-            messages = [Message()] * builder.record_count()
-            send = self.engine.send(destination, messages, owner=_OWNER, created=created)
-        except Exception as error:
-            guard.fault("preparing the publish of a batch with aiokafka", error)
-            return await wrapped(*args, **kwargs)
-        send.open()
-        try:
-            future = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            send.close(error)
-            raise
-        if batch is not None:
-            batch.leave(builder, destination)
-        if asyncio.isfuture(future):
-            send.end_with(future)
-        else:
-            send.close()  # of a function around it
-        return future
-
-    # The consumer's side
-
     def iterate(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``__aiter__``, which gives the consumer itself: each loop has an iterator of its own."""
-        source = wrapped(*args, **kwargs)
-        return AsyncMessages(_LoopOf(source), lambda record: self.process(record, consumer))
-
-    async def getone(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``getone``: a pull call, which opens no scope for what follows."""
-        if _is_pulling.get():
-            return await wrapped(*args, **kwargs)
-        started_at = time.time_ns()
-        try:
-            with calls.during(_is_pulling, True):
-                record = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            self._received([], consumer, started_at, error)
-            raise
-        self._received([record], consumer, started_at)
-        return record
-
-    async def getmany(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``getmany``, which gives a list for each partition."""
-        if _is_pulling.get():
-            return await wrapped(*args, **kwargs)
-        started_at = time.time_ns()
-        try:
-            with calls.during(_is_pulling, True):
-                found = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            self._received([], consumer, started_at, error, batch=True)
-            raise
-        if type(found) is not dict or any(type(some) is not list for some in found.values()):
-            return found  # of a function around it, or traced already
-        records = [record for some in found.values() for record in some]
-        self._received(records, consumer, started_at, batch=True)
-        return {
-            partition: Records(some, lambda record: self.process(record, consumer))
-            for partition, some in found.items()
-        }
-
-    def _received(
-        self,
-        records: Sequence[Any],
-        consumer: Any,
-        started_at: int,
-        error: BaseException | None = None,
-        batch: bool = False,
-    ) -> None:
-        try:
-            records = [record for record in records if isinstance(record, ConsumerRecord)]
-            if isinstance(consumer, AIOKafkaConsumer):
-                for record in records:
-                    _pulled.add(record, consumer)
-            if not self.engine.settings.receive_spans or isinstance(error, ConsumerStoppedError):
-                return
-            destination = _of_all(records, consumer)
-            receive = self.engine.receive(destination, batch=batch, started_at=started_at)
-            for record in records:
-                receive.add(_message_of(record, destination))
-            receive.open()
-            receive.close(error)
-        except Exception as fault:
-            guard.fault("tracing a pull of aiokafka", fault)
-
-    def process(
-        self, record: Any, consumer: Any = None, destination: Destination | None = None
-    ) -> Process | None:
-        if not self._is_active() or not _is_record(record):
-            return None
-        if consumer is None:
-            consumer = _pulled.find(record)
-        if destination is None:
-            destination = _consumed_from(record.topic, record.partition, consumer)
-        process = self.engine.process(destination, _message_of(record, destination), owner=_OWNER)
-        if self.engine.settings.settle_spans:
-            _uncommitted.add(record, consumer, process)
-        return process
-
-    def process_batch(
-        self, given: Iterable[Any], destination: Destination | None
-    ) -> AbstractContextManager[Span]:
-        records = list(filter(_is_record, _without_spans(given)))
-        consumer = _pulled.find(records[0]) if records else None
-        if destination is None:
-            destination = _of_all(records, consumer)
-        messages = [_message_of(record, destination) for record in records]
-        process = self.engine.process(destination, messages)
-        if self.engine.settings.settle_spans:
-            for record in records:
-                _uncommitted.add(record, consumer, process)
-        return process
-
-    async def commit(self, wrapped: Wrapped, consumer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``commit``."""
-        return await self._settle(
-            lambda: _uncommitted.of(consumer, calls.given(0, "offsets", args, kwargs)),
-            lambda settled: _of_all(settled, consumer),
-            lambda: wrapped(*args, **kwargs),
-        )
-
-    async def send_offsets(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``send_offsets_to_transaction``, which commits for a consumer: with what the producer sent."""
-        group = calls.given(1, "group_id", args, kwargs)
-        return await self._settle(
-            lambda: _uncommitted.of_group(group, calls.given(0, "offsets", args, kwargs)),
-            lambda settled: _of_all(settled, None, group, producer.client),
-            lambda: wrapped(*args, **kwargs),
-        )
-
-    async def _settle(
-        self,
-        find: Callable[[], dict[Any, _Uncommitted]],
-        destination_of: Callable[[Sequence[_Uncommitted]], Destination],
-        settle: Callable[[], Any],
-    ) -> Any:
-        if not self.engine.settings.settle_spans or _is_settling.get():
-            return await settle()
-        try:
-            settled = find()
-            messages = [one.message for one in settled.values()]
-            destination = destination_of(list(settled.values()))
-        except Exception as error:
-            guard.fault("preparing a commit with aiokafka", error)
-            return await settle()
-        if not messages:
-            return await settle()
-        with calls.during(_is_settling, True), self.engine.settle(destination, messages, operation="commit"):
-            result = await settle()
-        try:
-            _uncommitted.forget(settled)
-        except Exception as error:
-            guard.fault("forgetting what aiokafka has committed", error)
-        return result
-
-
-_OWNER = "aiokafka"
-_READING = "reading a message of aiokafka"
-_HEADERS = 5  # its place among the arguments of send, and of the accumulator's add_message
-
-# The explicit API above the instrumentor, and a loop above getone, pull the very same message: that is one pull.
-_is_pulling: ContextVar[bool] = ContextVar("queueprop-aiokafka-pulling", default=False)
-_is_settling: ContextVar[bool] = ContextVar("queueprop-aiokafka-settling", default=False)
-
-
-class _LoopOf(AsyncIterator[Any]):
-    """The consumer's own steps, without a receive span for each."""
-
-    def __init__(self, source: AsyncIterator[Any]) -> None:
-        self._source = source
-
-    def __aiter__(self) -> _LoopOf:
-        return _LoopOf(self._source.__aiter__())  # the instrumentor's may be another one
-
-    async def __anext__(self) -> Any:
-        with calls.during(_is_pulling, True):
-            return await self._source.__anext__()
-
-    async def aclose(self) -> None:
-        close = getattr(self._source, "aclose", None)
-        if close is not None:
-            await close()
-
-
-class Records(list[Any]):
-    """A partition's records, as ``getmany`` gives them: a list, but whatever iterates it first handles each record
-    inside its CONSUMER span. Once a record: what is iterated again is a list's."""
-
-    __slots__ = ("_begin", "_handled")
-
-    def __init__(self, records: Iterable[Any], begin: Callable[[Any], Process | None]) -> None:
-        super().__init__(records)
-        self._begin = begin
-        self._handled: set[int] = set()
-
-    def __iter__(self) -> Iterator[Any]:
-        return Messages(super().__iter__(), self._begin_once)
-
-    def _begin_once(self, record: Any) -> Process | None:
-        if id(record) in self._handled:
-            return None
-        self._handled.add(id(record))
-        return self._begin(record)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return list, (self[:],)  # copied and pickled as a list is
-
-
-def _without_spans(records: Iterable[Any]) -> list[Any]:
-    return records[:] if isinstance(records, Records) else list(records)
+        return self.loop(AsyncMessages, wrapped(*args, **kwargs), Source(consumer))
 
 
 # Publishing
 
 
-class _Publication:
-    """A ``send`` under way, for the accumulator below it."""
+class _Publication(Publication):
+    """A ``send``. Its headers are written in the accumulator below it."""
 
-    def __init__(self, send: Send, message: Message, given: Publish, producer: Any) -> None:
-        self.send = send
-        self.message = message
+    def __init__(self, given: Publish, producer: Any) -> None:
         self.given = given
-        self.producer = producer
-        self.is_bound = producer is not None
+        self.producer = producer if isinstance(producer, AIOKafkaProducer) else None
+        self.is_bound = self.producer is not None
         """Whether it was known at once which producer it is, and not only below a function."""
+        attributes = kafka.key_attributes(given.key)
+        if given.partition is not None:
+            attributes[semconv.DESTINATION_PARTITION_ID] = str(given.partition)
+        body = None if self.is_bound else given.value
+        message = Message(
+            headers=_copied(given.headers) if given.headers or not self.is_bound else None,
+            attributes=attributes,
+            body=body if isinstance(body, (bytes, str)) else None,
+            native=given,
+        )
+        super().__init__(_published_to(given.topic, None, self.producer), message)
 
-    @property
-    def headers_of_call(self) -> Any:
+    def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+        handed_on = self._headers_of_call()
+        if handed_on is self.given.headers:
+            return args, kwargs
+        return calls.replaced(_HEADERS, "headers", handed_on, args, kwargs)
+
+    def _headers_of_call(self) -> Any:
         """What ``send`` is called with. Of a producer that is not known the accumulator is not, either."""
         given = self.given.headers
         if self.producer is None:
-            return self.message.headers or given
-        try:
-            copied = None if isinstance(given, list) else _copied(given)
-        except Exception as error:
-            guard.fault("copying the headers of a publish with aiokafka", error)
-            return given
+            return self.message.headers or given  # type: ignore[union-attr]
+        copied = None if isinstance(given, list) else _copied(given)
         return copied or given  # of other collections aiokafka's extensions know nothing
 
     def headers_of_record(self, key: Any, value: Any, given: Any) -> Any:
@@ -608,8 +431,31 @@ class _Publication:
         self.send.write(written)
         return _with_room(self.producer, self.given.topic, key, value, given, written)
 
+    def end(self, result: Any) -> None:
+        end = self.send.end_with if asyncio.isfuture(result) else self.send.close_with
+        end(result, _describe_answer)
 
-_publication: ContextVar[_Publication | None] = ContextVar("queueprop-aiokafka-publication", default=None)
+
+class _BatchPublication(Publication):
+    """A ``send_batch``: a CLIENT span, beside the create spans of what is in it."""
+
+    def __init__(self, builder: Any, topic: Any, partition: Any, producer: Any) -> None:
+        self._builder = builder
+        self._batch = _batches.get(builder)
+        super().__init__(_published_to(topic, partition, producer), [Message()] * builder.record_count())
+
+    def begin(self, engine: Engine) -> Send:
+        created = [] if self._batch is None else self._batch.created_for(self.destination)
+        messages: Any = self.message
+        return engine.send(self.destination, messages, created=created)
+
+    def end(self, result: Any) -> None:
+        if self._batch is not None:
+            self._batch.leave(self._builder, self.destination)
+        if asyncio.isfuture(result):
+            self.send.end_with(result)
+        else:
+            self.send.close()  # of a function around it
 
 
 def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
@@ -618,44 +464,39 @@ def _handed_down(producer: Any, args: Arguments, kwargs: Options) -> tuple[Argum
     Of a traced function the producer is known only here: what the function was given to hand on is written anew
     further below, where the size of the message is known.
     """
-    publication = _publication.get()
-    if publication is None or publication.is_bound or not isinstance(producer, AIOKafkaProducer):
+    publication = work_at_hand("publish", AIOKAFKA.name)
+    if not isinstance(publication, _Publication) or publication.is_bound:
         return args, kwargs
-    publication.producer = producer
-    plain = _copied(calls.given(_HEADERS, "headers", args, kwargs))
-    if not plain:
+    if not isinstance(producer, AIOKafkaProducer):
         return args, kwargs
-    propagation.write(plain, Context())
-    return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
+    try:
+        publication.producer = producer
+        plain = _copied(calls.given(_HEADERS, "headers", args, kwargs))
+        if not plain:
+            return args, kwargs
+        propagation.write(plain, Context())
+        return calls.replaced(_HEADERS, "headers", plain, args, kwargs)
+    except Exception as error:
+        guard.fault(_WRITING, error)
+        return args, kwargs
 
 
 def _with_room(producer: Any, topic: str | None, key: Any, value: Any, given: Any, written: Any) -> Any:
     """The headers that go out: with the context in them, or with what of it there is room for."""
-    if written is None or not _takes_headers(producer._message_accumulator):
+    if not _takes_headers(producer._message_accumulator):
         return given
     limit = producer._max_request_size
-    if _size_of(key, value, written) <= limit:
-        return written
-    plain = list(given or ())
-    if _size_of(key, value, plain) > limit:
-        return written  # nobody has held it against the message, so far
-    for names in (("baggage",), ("baggage", "tracestate")):
-        shorter = list(written)
-        headers.remove(shorter, names)
-        if _size_of(key, value, shorter) <= limit:
-            return shorter
-    guard.mistake(
-        "filling a batch of aiokafka" if topic is None else "publishing with aiokafka",
-        "the message leaves no room for a trace context within max_request_size; it goes out without one",
-        about="" if topic is None else f"to {topic}",
+    return fitted(
+        written,
+        lambda: list(given or ()),
+        lambda headers: DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers) <= limit,
+        "publishing with aiokafka",
+        topic or "a batch",
     )
-    propagation.write(plain, Context())  # nor with an earlier one
-    return plain
 
 
-def _size_of(key: Any, value: Any, given: Any) -> int:
-    size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, given)
-    return size
+_HEADERS = 5  # its place among the arguments of send, and of the accumulator's add_message
+_WRITING = "writing the headers of a publish with aiokafka"
 
 
 def _note(made: Send | Create, value: Any, partition: int | None = None) -> None:
@@ -666,8 +507,8 @@ def _note(made: Send | Create, value: Any, partition: int | None = None) -> None
         if partition is not None:
             made.span.set_attribute(semconv.DESTINATION_PARTITION_ID, str(partition))
         if value is None:
-            made.span.set_attribute(TOMBSTONE, True)
-        elif made.engine.settings.body_size:
+            made.span.set_attribute(kafka.TOMBSTONE, True)
+        elif made.telemetry.settings.body_size:
             made.span.set_attribute(semconv.MESSAGE_BODY_SIZE, len(value))
     except Exception as error:
         guard.fault("describing a message of aiokafka", error)
@@ -678,8 +519,8 @@ _ADDED = ("tp", "key", "value")
 
 async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwargs: Options) -> Any:
     """Around ``MessageAccumulator.add_message``: key and value are bytes, and the partition is chosen."""
-    publication = _publication.get()
-    if publication is None or publication.producer is None:
+    publication = work_at_hand("publish", AIOKAFKA.name)
+    if not isinstance(publication, _Publication) or publication.producer is None:
         return await wrapped(*args, **kwargs)
     try:
         where, key, value = (calls.given(i, name, args, kwargs) for i, name in enumerate(_ADDED))
@@ -689,7 +530,7 @@ async def add_message(wrapped: Wrapped, accumulator: Any, args: Arguments, kwarg
         written = publication.headers_of_record(key, value, calls.given(_HEADERS, "headers", args, kwargs))
         args, kwargs = calls.replaced(_HEADERS, "headers", written, args, kwargs)
     except Exception as error:
-        guard.fault("writing the headers of a publish with aiokafka", error)
+        guard.fault(_WRITING, error)
     return await wrapped(*args, **kwargs)
 
 
@@ -700,7 +541,7 @@ def _describe_answer(metadata: Any) -> Mapping[str, AttributeValue]:
     if isinstance(partition, int):
         attributes[semconv.DESTINATION_PARTITION_ID] = str(partition)
     if isinstance(offset, int) and offset >= 0:
-        attributes[OFFSET] = offset
+        attributes[kafka.OFFSET] = offset
     return attributes
 
 
@@ -718,13 +559,13 @@ class _Batch:
     def append(self, wrapped: Wrapped, builder: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``append``: a create span, where the batch takes the message."""
         try:
-            prepared = self._prepared(kwargs)
+            pending = self._prepared(kwargs)
         except Exception as error:
             guard.fault("preparing a message of a batch with aiokafka", error)
-            prepared = None
-        if prepared is None:
+            pending = None
+        if pending is None:
             return wrapped(*args, **kwargs)
-        create, _, going_out = self._pending = prepared
+        create, _, going_out = self._pending = pending
         try:
             metadata = wrapped(*args, **{**kwargs, "headers": going_out})
         finally:
@@ -735,13 +576,13 @@ class _Batch:
 
     def _prepared(self, kwargs: Options) -> tuple[Create, list[Any], list[Any]] | None:
         """The span of a message, its headers with the context, and those that go out so far."""
-        given = kwargs.get("headers")
+        given, key = kwargs.get("headers"), kwargs.get("key")
         copied = _copied(given)
         if copied is None or not self._is_active():
             return None
         going_out = list(copied)
-        native = Publish(None, kwargs.get("value"), kwargs.get("key"), None, kwargs.get("timestamp"), given)
-        message = Message(headers=copied, native=native, describe=_describe_publish)
+        native = Publish(None, kwargs.get("value"), key, None, kwargs.get("timestamp"), given)
+        message = Message(headers=copied, attributes=kafka.key_attributes(key), native=native)
         create = self._engine.create(_published_to(None, None, self._producer), message)
         create.open()
         return create, copied, going_out
@@ -785,6 +626,14 @@ def _takes_headers(accumulator: Any) -> bool:
 _HEADERS_SINCE = (0, 11)
 
 
+def _join_accumulator(producer: Any) -> None:
+    try:
+        if isinstance(producer, AIOKafkaProducer):
+            _join(producer._message_accumulator, "add_message", add_message)
+    except Exception as error:
+        guard.fault("preparing a publish with aiokafka", error)
+
+
 def _join(instance: Any, name: str, hook: Hook) -> None:
     """Wraps a method of one object, for those who patch no classes."""
     if name not in vars(instance):
@@ -823,221 +672,15 @@ def _send_batch_arguments(batch: Any, topic: Any, *, partition: Any) -> tuple[An
     return batch, topic, partition
 
 
-# Messages
-
-
-def _is_record(given: Any) -> bool:
-    """Whether it is a record, or looks like one."""
-    if isinstance(given, ConsumerRecord) or all(hasattr(given, name) for name in _OF_RECORDS):
-        return True
-    words.say(_READING, "it is no record, as getone and getmany give them, and has no span", given)
-    return False
-
-
-_OF_RECORDS = ("topic", "partition", "offset", "timestamp", "headers", "key", "serialized_value_size")
-
-
-def _message_of(record: Any, destination: Destination) -> Message:
-    attributes: dict[str, AttributeValue] = {OFFSET: record.offset}
-    if destination.partition_id is None:
-        attributes[semconv.DESTINATION_PARTITION_ID] = str(record.partition)
-    timestamp = record.timestamp
-    return Message(
-        headers=record.headers,
-        body_size=record.serialized_value_size if record.serialized_value_size >= 0 else None,
-        sent_at=timestamp / 1000 if isinstance(timestamp, int) and timestamp >= 0 else None,
-        attributes=attributes,
-        native=record,
-        describe=_describe_record,
-    )
-
-
-def _describe_record(record: Any) -> Mapping[str, AttributeValue]:
-    attributes = _describe_key(record.key)
-    # By its size: a deserializer may make something of nothing.
-    if record.serialized_value_size == -1:
-        attributes[TOMBSTONE] = True
-    return attributes
-
-
-def _describe_publish(given: Publish) -> Mapping[str, AttributeValue]:
-    return _describe_key(given.key)
-
-
-def _describe_key(key: Any) -> dict[str, AttributeValue]:
-    """The key as text, where there is one way to write it."""
-    if not isinstance(key, (bytes, bytearray, memoryview, str, int, UUID)):
-        return {}
-    try:
-        text = str(key) if isinstance(key, (str, int, UUID)) else bytes(key).decode()
-    except ValueError:  # no UTF-8, or a number of more digits than Python likes to print
-        return {}
-    return {KEY: bounded(text)}
-
-
-class _Pulled:
-    """Which consumer a record is from, which the record itself does not know. By identity: it has no hash."""
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
-
-    def add(self, record: Any, consumer: Any) -> None:
-        key, found = id(record), self._found
-        found[key] = (weakref.ref(record, lambda _: found.pop(key, None)), weakref.ref(consumer))
-
-    def find(self, record: Any) -> Any:
-        found = self._found.get(id(record))
-        return found[1]() if found is not None and found[0]() is record else None
-
-
-_pulled = _Pulled()
-
-
-class _Uncommitted(NamedTuple):
-    """The last record of a partition that was handled, for its commit: without its body, which may be large."""
-
-    topic: str
-    partition: int
-    offset: int
-    headers: Any
-    process: Process | ProcessBatch
-    consumer: weakref.ref[Any] | None
-
-    @property
-    def message(self) -> Message:
-        message = Message(headers=self.headers, attributes={OFFSET: self.offset})
-        message.process_context = self.process.settle_context
-        return message
-
-
-class _Uncommitteds:
-    """What was handled and not committed yet, by consumer and partition. Kept only where commits are traced."""
-
-    def __init__(self) -> None:
-        self._consumers: weakref.WeakKeyDictionary[Any, dict[Any, _Uncommitted]] = weakref.WeakKeyDictionary()
-
-    def add(self, record: Any, consumer: Any, process: Process | ProcessBatch) -> None:
-        if consumer is None:
-            if isinstance(process, Process):
-                _loose.add(process)
-            return
-        handled = self._consumers.setdefault(consumer, {})
-        partition = TopicPartition(record.topic, record.partition)
-        handled.pop(partition, None)  # the latest comes last
-        handled[partition] = _Uncommitted(
-            record.topic, record.partition, record.offset, record.headers, process, weakref.ref(consumer)
-        )
-
-    def of(self, consumer: Any, offsets: Any) -> dict[Any, _Uncommitted]:
-        """What a commit is about: these partitions, or all that the consumer still has. It may not be known."""
-        is_known = isinstance(consumer, AIOKafkaConsumer)
-        handled = (self._consumers.get(consumer) if is_known else None) or _in_hand()
-        assigned = consumer.assignment() if is_known else handled
-        partitions = offsets if isinstance(offsets, Mapping) else assigned
-        return {partition: one for partition, one in handled.items() if partition in partitions}
-
-    def of_group(self, group: Any, offsets: Any) -> dict[Any, _Uncommitted]:
-        """What these offsets are about, whichever consumer of the group has handled it; or what is in hand."""
-        of_group = [
-            handled
-            for consumer, handled in list(self._consumers.items())
-            if getattr(consumer, "_group_id", None) == group
-        ]
-        found = {partition: one for handled in of_group for partition, one in handled.items()} or _in_hand()
-        partitions = offsets if isinstance(offsets, Mapping) else ()
-        return {partition: one for partition, one in found.items() if partition in partitions}
-
-    def forget(self, settled: Mapping[Any, _Uncommitted]) -> None:
-        for partition, one in settled.items():
-            consumer = None if one.consumer is None else one.consumer()
-            handled = {} if consumer is None else self._consumers.get(consumer, {})
-            if handled.get(partition) is one:
-                del handled[partition]
-
-
-_uncommitted = _Uncommitteds()
-
-# What is handled with no consumer known: a record of the explicit API. It can be committed while it is in hand.
-_loose: weakref.WeakSet[Process] = weakref.WeakSet()
-
-
-def _in_hand() -> dict[Any, _Uncommitted]:
-    scope = current_scope(get_current())
-    if not isinstance(scope, Process) or scope not in _loose or scope.closed:
-        return {}
-    record = scope.message.native
-    partition = TopicPartition(record.topic, record.partition)
-    one = _Uncommitted(record.topic, record.partition, record.offset, record.headers, scope, None)
-    return {partition: one}
-
-
 # Destinations
 
 
 def _published_to(topic: Any, partition: Any, producer: Any) -> Destination:
-    return _destination(_name(topic), _text_of(partition), None, *_told(getattr(producer, "client", None)))
-
-
-def _consumed_from(topic: Any, partition: Any, consumer: Any) -> Destination:
-    client = getattr(consumer, "_client", None)
-    return _destination(
-        _name(topic), _text_of(partition), getattr(consumer, "_group_id", None), *_told(client)
-    )
-
-
-def _of_all(
-    records: Sequence[Any], consumer: Any, group: str | None = None, client: Any = None
-) -> Destination:
-    """Where they are all from: what differs between them is left out. Without a consumer, its group and a client."""
-    topics = {record.topic for record in records}
-    partitions = {(record.topic, record.partition) for record in records}
-    topic = topics.pop() if len(topics) == 1 else None
-    partition = partitions.pop()[1] if len(partitions) == 1 else None
-    if consumer is not None:
-        return _consumed_from(topic, partition, consumer)
-    return _destination(_name(topic), _text_of(partition), _name(group), *_told(client))
-
-
-@remembered
-def _destination(
-    topic: str | None,
-    partition: str | None,
-    group: str | None,
-    client_id: str | None,
-    address: str | None,
-    port: int | None,
-    /,
-) -> Destination:
-    return Destination(
-        SYSTEM,
-        topic,
-        partition_id=partition,
-        consumer_group=group,
-        client_id=client_id,
-        server_address=address,
-        server_port=port,
-    )
+    return kafka.destination(topic, partition, None, *_told(getattr(producer, "client", None)))
 
 
 def _told(client: Any) -> tuple[str | None, str | None, int | None]:
     """The client's id, and host and port of the first server that it was told."""
     servers = getattr(client, "_bootstrap_servers", None)
     first = servers if isinstance(servers, str) or not servers else next(iter(servers))
-    return (getattr(client, "_client_id", None), *_address(_name(first) or ""))
-
-
-@functools.lru_cache(maxsize=256)
-def _address(server: str) -> tuple[str | None, int | None]:
-    server = server.split(",")[0].strip().rpartition("://")[2]
-    host, separator, port = server.rpartition(":")
-    if not separator or not port.isdecimal():
-        return server or None, None
-    return host.strip("[]"), int(port)
-
-
-def _name(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _text_of(partition: Any) -> str | None:
-    return None if partition is None else str(partition)
+    return (getattr(client, "_client_id", None), *kafka.address(first if isinstance(first, str) else ""))

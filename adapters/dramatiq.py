@@ -20,31 +20,35 @@ Two things shape this file:
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib
-import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, cast
 
-from opentelemetry.context import attach, get_current
-
-from queueprop import calls, guard, words
-from queueprop.adapter import Adapter, Patch, Rival, Rivals, missing_extra
-from queueprop.calls import Arguments, Hook, Options, Wrapped
-from queueprop.flush import flush
-from queueprop.headers import is_altered, text
-from queueprop.message import Destination, Message
-from queueprop.operations import Send, Settle
-from queueprop.scope import speaking_for
+from queueprop import guard
+from queueprop.engine.engine import Engine
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Send, Settle
+from queueprop.kit import calls, checks, redis
+from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.jobs import (
+    Children,
+    Performance,
+    carrier_for,
+    carrier_in,
+    perform,
+    performance_at_hand,
+    with_carrier,
+)
+from queueprop.kit.nesting import Everything, Mark, speaking_for, work_at_hand
 from queueprop.settings import Settings
-from queueprop.spans import Engine
+from queueprop.wire.headers import is_altered, text
 
 try:
     import dramatiq
@@ -89,8 +93,8 @@ class QueuepropMiddleware(Middleware):
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._hooks = _Hooks(words.engine_of(settings, "QueuepropMiddleware"))
-        self._children = _Children(self._hooks.engine)
+        self._hooks = _Hooks(checks.engine_of(settings, "QueuepropMiddleware"))
+        self._children = Children(self._hooks.engine.settings.flush_timeout)
 
     # What a broker calls first, whatever it is used for.
 
@@ -150,7 +154,7 @@ class DramatiqInstrumentor(Adapter):
 
     def patches(self) -> Iterable[Patch]:
         hooks = self._hooks = _Hooks(self.engine)
-        self._children = _Children(self.engine)
+        self._children = Children(self.engine.settings.flush_timeout)
         self._covered: set[type] = set()
         yield Patch(Broker, "__init__", self._cover_another)
         yield Patch(Broker, "emit_after", hooks.emit_after)
@@ -167,7 +171,7 @@ class DramatiqInstrumentor(Adapter):
         super()._uninstrument(**options)
         self._children = None
 
-    _children: _Children | None = None
+    _children: Children | None = None
 
     def _cover_another(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the making of a broker, whose class may have come later than this instrumentor."""
@@ -234,17 +238,13 @@ class _Hooks:
     def enqueue(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``enqueue`` of a broker, by which every message goes out, whoever sends it."""
         message = calls.given(0, "message", args, kwargs)
-        outer = _enqueued.get()
+        outer = work_at_hand("publish", SYSTEM)
         if not _can_carry(message) or outer == message.message_id:
             return wrapped(*args, **kwargs)  # or the same message in both APIs, or in a subclass
-        token = _enqueued.set(message.message_id)
-        try:
-            with speaking_for(_channels(broker)):
-                if outer is _HAND_OVER:
-                    return wrapped(*args, **kwargs)
-                return self._enqueue(wrapped, broker, message, args, kwargs)
-        finally:
-            _enqueued.reset(token)
+        with _enqueueing(message.message_id), speaking_for(_channels(broker)):
+            if outer is _HAND_OVER:
+                return wrapped(*args, **kwargs)
+            return self._enqueue(wrapped, broker, message, args, kwargs)
 
     def _enqueue(self, wrapped: Wrapped, broker: Any, message: Any, args: Arguments, kwargs: Options) -> Any:
         try:
@@ -283,7 +283,11 @@ class _Hooks:
         It is too late to put a copy into its place, or to see it fail.
         """
         try:
-            if not _can_carry(message) or _enqueued.get() == message.message_id or _is_retry(message):
+            if (
+                not _can_carry(message)
+                or work_at_hand("publish", SYSTEM) == message.message_id
+                or _is_retry(message)
+            ):
                 return
             written = _written_unseen.get()
             if written is not None and message.options.get(OPTION) is written:
@@ -309,7 +313,7 @@ class _Hooks:
 
     def consume(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the making of a consumer, which on RabbitMQ begins a loop over a channel of its own."""
-        with speaking_for():
+        with speaking_for(Everything()):
             return wrapped(*args, **kwargs)
 
     def process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
@@ -327,22 +331,15 @@ class _Hooks:
 
     def handle_delayed_messages(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the enqueueing of what is due."""
-        token = _enqueued.set(_HAND_OVER)
-        try:
+        with _enqueueing(_HAND_OVER):
             return wrapped(*args, **kwargs)
-        finally:
-            _enqueued.reset(token)
 
     def post_process_message(self, wrapped: Wrapped, thread: Any, args: Arguments, kwargs: Options) -> Any:
         """Around the ack or nack of a message."""
         message = calls.given(0, "message", args, kwargs)
         settle = self._settle(message)
-        token = _enqueued.set(None)
-        try:
-            with settle or contextlib.nullcontext():
-                return wrapped(*args, **kwargs)
-        finally:
-            _enqueued.reset(token)
+        with _enqueueing(None), settle or contextlib.nullcontext():
+            return wrapped(*args, **kwargs)
 
     def emit_after(self, wrapped: Wrapped, broker: Any, args: Arguments, kwargs: Options) -> Any:
         """Around what a broker tells its middleware, as the middleware is told it."""
@@ -360,7 +357,7 @@ class _Hooks:
         performance.is_settled = True
         try:
             process, operation = performance.process, "nack" if message.failed else "ack"
-            return self.engine.settle(process.operation.destination, process.message, operation=operation)
+            return self.engine.settle(process.labels.destination, process.message, operation=operation)
         except Exception as error:
             guard.fault("preparing the settlement of a message", error)
             return None
@@ -379,87 +376,55 @@ class _Hooks:
     def _process(
         self, performance: _Performance | None, wrapped: Wrapped, args: Arguments, kwargs: Options
     ) -> Any:
-        if performance is None:
-            return wrapped(*args, **kwargs)
-        failure: BaseException | None = None
-        before = get_current()
-        token = _current.set(performance)
-        try:
-            performance.process.open()
-            return wrapped(*args, **kwargs)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            try:
-                performance.end(failure)
-            finally:
-                _current.reset(token)
-                if get_current() is not before:
-                    attach(before)
+        return perform(SYSTEM, performance, wrapped, args, kwargs)
 
 
-class _Performance:
+class _Performance(Performance):
     """One message being processed once."""
 
     is_settled = False
 
     def __init__(self, engine: Engine, broker: Any, message: Any, error: BaseException | None) -> None:
-        options = message.options if isinstance(message.options, dict) else {}
         self.message = message
-        self.error = error
-        self.retries = options.get(_RETRIES)
-        carrier = options.get(OPTION)
+        self.retries = retries = carrier_in(message.options, _RETRIES)
+        carrier = carrier_in(message.options, OPTION)
         known = Message(
             headers=carrier,
             id=_id_of(message),
             sent_at=_seconds(carrier, _SENT_AT),
             delay=_seconds(carrier, _DELAY),
-            attempt=1 + self.retries
-            if type(self.retries) is int and 0 <= self.retries < _MOST_RETRIES
-            else 1,
+            attempt=1 + retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 1,
             native=message,
             describe=functools.partial(_describe, broker),
         )
-        self.process = engine.process(_destination(broker, message), known)
+        super().__init__(engine.process(_destination(broker, message), known), error)
 
-    def end(self, failure: BaseException | None) -> None:
-        # An exception may be false, or have no words.
-        error, self.error = failure if self.error is None else self.error, None
-        try:
-            self._note_failure(error)
-        except Exception as fault:
-            guard.fault("noting the failure of a message", fault)
-        finally:
-            self.process.close(error)
-
-    def _note_failure(self, error: BaseException | None) -> None:
-        if isinstance(error, SystemExit):
-            # For a message that is a failure, whatever the status.
-            self.process.fail("SystemExit", str(error.code) if isinstance(error.code, (int, str)) else "")
-        elif error is None and self.message.failed:
+    def conclude(self, error: BaseException | None) -> None:
+        super().conclude(error)
+        if error is None and self.message.failed:
             self.process.fail(MESSAGE_FAILED, "The message was rejected.")
 
 
-_current: ContextVar[_Performance | None] = ContextVar("queueprop-dramatiq-performance", default=None)
-
 _HAND_OVER = object()
 
-_enqueued: ContextVar[object] = ContextVar("queueprop-dramatiq-enqueued", default=None)
-"""The id of the message that is being enqueued, or ``_HAND_OVER`` where the next one is no publish."""
+
+def _enqueueing(what: object) -> Mark:
+    """``what``: the id of the message; ``_HAND_OVER`` where the next one is no publish; None where all are again."""
+    return Mark("publish", SYSTEM, work=what)
+
 
 _written_unseen: ContextVar[object] = ContextVar("queueprop-dramatiq-written-unseen", default=None)
 
 
 def _performance_of(message: Any) -> _Performance | None:
-    performance = _current.get()
+    performance: _Performance | None = performance_at_hand(SYSTEM)
     return performance if performance is not None and performance.message is message else None
 
 
 def _note_failure(message: Any, error: BaseException | None) -> None:
     performance = _performance_of(message)
-    if performance is not None and performance.error is None:
-        performance.error = error
+    if performance is not None:
+        performance.note(error)
 
 
 def _note_skip(message: Any) -> None:
@@ -470,7 +435,7 @@ def _note_skip(message: Any) -> None:
 
 def _is_retry(message: Any) -> bool:
     """Whether it is the message that is being processed, which Dramatiq has just counted one retry further."""
-    performance = _current.get()
+    performance: _Performance | None = performance_at_hand(SYSTEM)
     return (
         performance is not None
         and performance.message.message_id == message.message_id
@@ -491,47 +456,14 @@ def _actor_not_found(broker: Any, message: Any) -> ActorNotFound | None:
     return None
 
 
-_TRACED = "_queueprop_traced"
-
-
 def _join(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
-    """Puts hooks around methods of this very object; once."""
     try:
-        for name, hook in hooks:
-            if not hasattr(vars(owner).get(name), _TRACED):
-                setattr(owner, name, _hooked(hook, getattr(owner, name), owner))
+        calls.hook_methods(owner, hooks)
     except Exception as error:
         guard.fault("putting hooks around a part of Dramatiq", error, about=type(owner).__name__)
 
 
-def _hooked(hook: Hook, wrapped: Wrapped, owner: Any) -> Wrapped:
-    @functools.wraps(wrapped)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return hook(wrapped, owner, args, kwargs)
-
-    setattr(call, _TRACED, True)
-    return call
-
-
 # Worker processes
-
-
-class _Children:
-    """Children of multiprocessing hand over their spans before they end: a forked one runs no exit hooks.
-
-    The command line's workers are such children, and so are the functions that it forks. For as long as this
-    object is kept.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._timeout = engine.settings.flush_timeout
-        register_after_fork(self, _Children._begin)
-        if multiprocessing.parent_process() is not None:
-            self._begin()
-
-    def _begin(self) -> None:
-        # Behind the finalizers of others, which may end spans.
-        Finalize(None, flush, (self._timeout,), exitpriority=-900)
 
 
 _AUTO_INSTRUMENTATION = "opentelemetry.instrumentation.auto_instrumentation"
@@ -585,9 +517,7 @@ def _delay(message: Any, milliseconds: Any) -> float | None:
 
 
 def _carrier_for(message: Any) -> dict[str, Any]:
-    """Where a publish writes its context: ours, but with what a forwarded message has, to be replaced."""
-    stale = message.options.get(OPTION)
-    return {k: v for k, v in stale.items() if k not in _TIMES} if isinstance(stale, dict) else {}
+    return carrier_for(message.options, OPTION, apart_from=_TIMES)
 
 
 def _written(send: Send, delay: float | None) -> dict[str, str] | None:
@@ -613,13 +543,8 @@ def _with_times(carrier: Mapping[str, str], delay: float | None) -> dict[str, st
 
 
 def _with_carrier(message: Any, carrier: dict[str, str] | None) -> Any:
-    if carrier is None or (not carrier and OPTION not in message.options):
-        return message
-    options = copy.copy(message.options)  # which may be a dict of any class
-    options.pop(OPTION, None)
-    if carrier:
-        options[OPTION] = carrier
-    return message._replace(options=options)
+    options = message.options if carrier is None else with_carrier(message.options, OPTION, carrier)
+    return message if options is message.options else message._replace(options=options)
 
 
 def _hand_on_additions(sent: Any, message: Any) -> None:
@@ -680,14 +605,7 @@ def _server(broker: Any) -> tuple[str | None, int | None]:
     host, port = getattr(parameters, "host", None), getattr(parameters, "port", None)
     if host is not None:
         return host, port
-    pool = getattr(getattr(broker, "client", None), "connection_pool", None)
-    options = getattr(pool, "connection_kwargs", None)
-    if not isinstance(options, dict):
-        return None, None
-    if "path" in options:  # a Unix socket
-        return options["path"], None
-    host = options.get("host")
-    return (host, int(options.get("port", 6379))) if host else (None, None)
+    return redis.address_of(getattr(broker, "client", None))
 
 
 def _describe(broker: Any, message: Any) -> dict[str, str]:

@@ -18,29 +18,25 @@ inside ``traced_message``.
 from __future__ import annotations
 
 import copy
-import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
-from opentelemetry.context import get_current
 from opentelemetry.trace import Span
-from opentelemetry.util.types import AttributeValue
 
-from queueprop import calls, guard, rabbitmq, words
-from queueprop.adapter import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
-from queueprop.calls import Arguments, Options, Wrapped
-from queueprop.handlers import prepared, run_inside
-from queueprop.headers import is_altered
-from queueprop.iteration import GeneratorMessages, Messages, iterate_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Process, ProcessBatch, Send, Settle
-from queueprop.scope import current_scope, is_spoken_for, speaking_for
+from queueprop import guard
+from queueprop.engine.engine import Engine
+from queueprop.engine.message import Destination, Message
+from queueprop.kit import calls, checks, rabbitmq
+from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit.hooks import Hooks
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
+from queueprop.kit.iteration import GeneratorMessages, Messages
+from queueprop.kit.library import Library, Publication, Settlement, Source
+from queueprop.kit.nesting import Mark, is_spoken_for
+from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
-from queueprop.spans import Engine
 
 try:
     from pika import BasicProperties
@@ -87,9 +83,7 @@ def traced_publish(publish: Callable[P, R], *, settings: Settings | None = None)
 
     Raises TypeError for what can be none of these, as do the other words here.
     """
-    form = "a channel's basic_publish, as in traced_publish(channel.basic_publish)"
-    words.check_call("traced_publish", publish, "pika", ("basic_publish",), form, takes="properties")
-    return calls.hooked(publish, _Hooks(words.engine_of(settings, "traced_publish")).publish)
+    return _words.publish(publish, settings)
 
 
 @overload
@@ -119,17 +113,8 @@ def traced_consumer(
         destination: instead of the one that exchange, routing key and queue make.
         settings: instead of those of the environment.
     """
-    words.check_name("traced_consumer", "queue", queue)
-    words.check_destination("traced_consumer", destination)
-    hooks = _Hooks(words.engine_of(settings, "traced_consumer"))
-
-    def decorate(decorated: F) -> F:
-        words.check_handler(
-            "traced_consumer", decorated, 'a function or method, as in @traced_consumer(queue="orders")'
-        )
-        return hooks.callback(decorated, queue, destination, says_no_message=True)
-
-    return decorate if callback is None else decorate(callback)
+    checks.check_name("traced_consumer", "queue", queue)
+    return _words.consumer(callback, lambda channel: Source(channel, queue), destination, settings)
 
 
 def traced_messages(
@@ -147,11 +132,7 @@ def traced_messages(
         destination: pika's deliveries do not tell their queue; without it, exchange and routing key name the span.
         settings: instead of those of the environment.
     """
-    form = 'a loop over messages, as in traced_messages(channel.consume("orders"))'
-    words.check_iterable("traced_messages", iterable, form)
-    engine, known = words.at_hand("traced_messages", settings, destination)
-    hooks = _Hooks(engine)
-    return iterate_inside(iterable, lambda message: hooks.process(message, None, None, known))
+    return _words.messages(iterable, destination, settings)
 
 
 def traced_message(
@@ -165,23 +146,18 @@ def traced_message(
     Args as for ``traced_messages``; ``message`` is ``(method, properties, body)``. Of an empty queue
     (``(None, None, None)``) there is no span.
     """
-    engine, known = words.at_hand("traced_message", settings, destination)
-    hooks = _Hooks(engine)
-    return prepared(lambda: hooks.process(message, None, None, known), _READING)
+    return _words.message(message, destination, settings)
 
 
 def traced_batch(
-    messages: Sequence[Any], destination: Destination | None = None, *, settings: Settings | None = None
+    messages: Iterable[Any], destination: Destination | None = None, *, settings: Settings | None = None
 ) -> AbstractContextManager[Span]:
     """One CONSUMER span for a batch, with a link for each message, as a context manager.
 
     Args as for ``traced_messages``; ``messages`` are ``(method, properties, body)``, from one queue. What was nothing
     (``(None, None, None)``) does not count.
     """
-    engine, known = words.at_hand("traced_batch", settings, destination)
-    hooks = _Hooks(engine)
-    batch = words.messages_at_hand("traced_batch", messages)
-    return prepared(lambda: hooks.process_batch(batch, known), _READING)
+    return _words.batch(messages, destination, settings)
 
 
 def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -189,13 +165,11 @@ def traced_get(get: Callable[P, R], *, settings: Settings | None = None) -> Call
 
     It opens no scope: handle what it returns inside ``traced_message``, which then also knows the queue.
     """
-    form = "a BlockingChannel's basic_get, as in traced_get(channel.basic_get)"
-    words.check_call("traced_get", get, "pika", ("basic_get",), form)
-    if isinstance(getattr(get, "__self__", None), Channel) and words.library_of(get) == "pika":
-        raise words.refused(
-            "traced_get", f"{form} (of other channels, decorate the callback by @traced_consumer)", get
+    if isinstance(getattr(get, "__self__", None), Channel) and checks.library_of(get) == "pika":
+        raise checks.refused(
+            "traced_get", f"{_GET.form} (of other channels, decorate the callback by @traced_consumer)", get
         )
-    return calls.hooked(get, _Hooks(words.engine_of(settings, "traced_get")).get)
+    return _words.get(get, settings)
 
 
 def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -> Callable[P, R]:
@@ -205,16 +179,10 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     message's CONSUMER span, from any thread and however late. Of a channel's unsettled messages the latest 10,000 are
     remembered, without their bodies; an earlier one is settled without a span.
     """
-    form = "a channel's basic_ack, basic_nack or basic_reject, as in traced_settle(channel.basic_ack)"
-    words.check_call("traced_settle", settle, "pika", _SETTLEMENTS, form)
-    return calls.hooked(settle, _Hooks(words.engine_of(settings, "traced_settle")).settle)
+    return _words.settle(settle, settings)
 
 
-_RIVAL = Rival(
-    "opentelemetry.instrumentation.pika:PikaInstrumentor",
-    "opentelemetry-instrumentation-pika",
-    entry_point="pika",
-)
+_RIVAL = Rival.contrib("pika", "PikaInstrumentor")
 
 
 class PikaInstrumentor(Adapter):
@@ -228,122 +196,151 @@ class PikaInstrumentor(Adapter):
     rivals = Rivals("pika", _RIVAL)
 
     def patches(self) -> Iterable[Patch]:
-        hooks = _Hooks(self.engine, lambda: self.is_active, _is_wrapped_by_another)
+        hooks = _Hooks(PIKA, self.engine, lambda: self.is_active)
         for channel in (Channel, BlockingChannel):
             yield Patch(channel, "basic_publish", hooks.publish)
-            yield Patch(channel, "basic_consume", hooks.consume)
+            yield Patch(
+                channel, "basic_consume", hooks.registers(1, "on_message_callback", _consumed, _is_pika_s)
+            )
         yield Patch(BlockingChannel, "consume", hooks.iterate)
         yield Patch(BlockingChannel, "cancel", hooks.cancel)
-        yield Patch(BlockingChannel, "basic_get", hooks.get)
-        yield Patch(Channel, "basic_get", hooks.get_later)
-        for name in _SETTLEMENTS:
+        yield Patch(BlockingChannel, "basic_get", hooks.pull)
+        yield Patch(Channel, "basic_get", hooks.registers(1, "callback", _consumed, _is_pika_s))
+        for name in ("basic_ack", "basic_nack", "basic_reject"):
             yield Patch(Channel, name, hooks.settle)
         yield Patch(Channel, "basic_recover", hooks.recover)
 
 
-class _Hooks:
-    """What is done around pika's own methods, each as ``hook(bound method, its channel, args, kwargs)``."""
+class _Pika(Library):
+    name = "pika"
+    message_form = "delivery of pika's, (method, properties, body)"
+    message_type = Delivery
 
-    def __init__(
-        self,
-        engine: Engine,
-        is_active: Callable[[], bool] = lambda: True,
-        is_left_alone: Callable[[Any], bool] = lambda channel: False,
-    ) -> None:
-        self.engine = engine
-        self._is_active = is_active
-        self._is_left_alone = is_left_alone
+    def publication(
+        self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped
+    ) -> Publication | None:
+        given = calls.bound(_publish_arguments, args, kwargs)
+        if given is None or is_spoken_for(channel, getattr(channel, "_cookie", None)):
+            return None
+        return _Publication(Publish(*given), channel)
+
+    def native(self, given: Any) -> Any:
+        try:
+            return given if self.is_nothing(given) else Delivery(*given)
+        except TypeError:
+            return given  # no delivery; see ``is_message``
+
+    def message(self, delivery: Any) -> Message:
+        return rabbitmq.delivered(delivery.method, delivery.properties, delivery.body, delivery)
+
+    def consumed_from(self, native: Any, source: Source | None) -> Destination:
+        method = None if native is None else native[0]
+        queue, channel = (None, None) if source is None else (source.name, source.via)
+        return rabbitmq.consumer_destination(
+            getattr(method, "exchange", ""),
+            getattr(method, "routing_key", ""),
+            queue,
+            *_broker(channel),
+        )
+
+    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
+        """pika's method object, with properties and body behind it and the channel before it."""
+        for index, argument in enumerate(given):
+            if isinstance(argument, _DELIVERIES):
+                properties, body = (*given[index + 1 : index + 3], None, None)[:2]
+                message = None if properties is None else Delivery(argument, properties, body)
+                return message, given[index - 1] if index else None
+        return None
+
+    def is_nothing(self, native: Any) -> bool:
+        return native is None or (isinstance(native, tuple) and native[:1] == (None,))
+
+    def is_message(self, native: Any) -> bool:
+        return isinstance(native, Delivery) and hasattr(native.properties, "headers")
+
+    def identity(self, native: Any) -> tuple[object, Hashable]:
+        return native[0], None  # it goes with the message wherever the user takes it
+
+    def source(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
+        return Source(
+            channel, calls.given(0, "queue", args, kwargs), bool(calls.given(1, "auto_ack", args, kwargs))
+        )
+
+    def leaves_alone(self, channel: Any) -> bool:
+        return _is_wrapped_by_another(channel)
+
+    def settlement_of(self, native: Any, source: Source | None) -> tuple[Any, Hashable] | None:
+        method = native[0]
+        channel = _channel_below(None if source is None else source.via)
+        if not isinstance(channel, Channel):
+            return None, method.delivery_tag
+        needs_none = None if source is None else source.needs_no_settlement
+        if needs_none is None:
+            needs_none = getattr(method, "consumer_tag", None) in channel._consumers_with_noack
+        return None if needs_none else (channel, method.delivery_tag)
+
+    def settled(self, channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Settlement | None:
+        operation = str(getattr(call, "__name__", "settle")).removeprefix("basic_")
+        tag = calls.given(0, "delivery_tag", args, kwargs) or 0
+        multiple = calls.given(1, "multiple", args, kwargs)
+        return rabbitmq.settlement(operation, _channel_below(channel), tag, multiple)
+
+
+PIKA = _Pika()
+
+_GET = Call("a BlockingChannel's basic_get, as in traced_get(channel.basic_get)", ("basic_get",))
+_words = Words(
+    PIKA,
+    publish=Call(
+        "a channel's basic_publish, as in traced_publish(channel.basic_publish)",
+        ("basic_publish",),
+        takes="properties",
+    ),
+    handler='as in @traced_consumer(queue="orders")',
+    iterable='a loop over messages, as in traced_messages(channel.consume("orders"))',
+    get=_GET,
+    settle=Call(
+        "a channel's basic_ack, basic_nack or basic_reject, as in traced_settle(channel.basic_ack)",
+        ("basic_ack", "basic_nack", "basic_reject"),
+    ),
+)
+
+_DELIVERIES = (Basic.Deliver, Basic.GetOk)
+
+
+def _consumed(channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
+    """What ``basic_consume`` and a Channel's ``basic_get``, which answers by a callback, too, are about."""
+    queue = calls.given(0, "queue", args, kwargs)
+    return Source(channel, queue, bool(calls.given(2, "auto_ack", args, kwargs)))
+
+
+def _is_pika_s(callback: Any) -> bool:
+    return str(getattr(callback, "__module__", "")).startswith("pika.")
+
+
+class _Hooks(Hooks):
+    """What pika has besides: generators that are kept by their channel, and all that a channel forgets at once."""
+
+    def __init__(self, library: Library, engine: Engine, is_active: Callable[[], bool]) -> None:
+        super().__init__(library, engine, is_active)
         self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[GeneratorMessages[Any]]] = (
             weakref.WeakKeyDictionary()
         )
 
-    # The producer's side
-
     def publish(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_publish``, of the facade and of the Channel below it: the upper one has the span."""
-        try:
-            given = Publish(*_publish_arguments(*args, **kwargs))
-        except TypeError:
-            return wrapped(*args, **kwargs)  # pika says what is wrong with them
-        send = self._send(given, channel)
-        if send is None:
-            return wrapped(*args, **kwargs)
-        with send:
-            if isinstance(send, Send) and _goes_out(send.messages[0], given, channel):
-                properties = send.messages[0].native.properties
-                args, kwargs = calls.replaced(_PROPERTIES, "properties", properties, args, kwargs)
-            return wrapped(*args, **kwargs)
-
-    def _send(self, given: Publish, channel: Any) -> AbstractContextManager[object] | None:
-        try:
-            if self.engine.is_sending(_OWNER) or self._is_left_alone(channel):
-                return None
-            if is_spoken_for(channel):
-                return speaking_for()  # for the Channel below, too
-            return self.engine.send(_published_to(given, channel), _message_for(given), owner=_OWNER)
-        except Exception as error:
-            guard.fault("preparing a publish with pika", error)
-            return None
-
-    # The consumer's side
-
-    def consume(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_consume``: the callback that it registers."""
-        return self._register("on_message_callback", wrapped, args, kwargs)
-
-    def get_later(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around a Channel's ``basic_get``, which answers by a callback, too."""
-        return self._register("callback", wrapped, args, kwargs)
-
-    def _register(self, name: str, wrapped: Wrapped, args: Arguments, kwargs: Options) -> Any:
-        callback = calls.given(1, name, args, kwargs)
-        try:
-            if callable(callback) and not str(getattr(callback, "__module__", "")).startswith("pika."):
-                auto_ack = bool(calls.given(2, "auto_ack", args, kwargs))
-                traced = self.callback(callback, calls.given(0, "queue", args, kwargs), None, auto_ack)
-                args, kwargs = calls.replaced(1, name, traced, args, kwargs)
-        except Exception as error:
-            guard.fault("wrapping a callback of pika", error)
-        return wrapped(*args, **kwargs)
-
-    def callback(
-        self,
-        callback: F,
-        queue: Any,
-        destination: Destination | None,
-        auto_ack: bool | None = None,
-        says_no_message: bool = False,
-    ) -> F:
-        """A handler that runs inside its message's span, whatever it is given before and behind the message."""
-
-        def begin(args: Arguments, kwargs: Options) -> Process | None:
-            given = (*args, *kwargs.values()) if kwargs else args
-            for index, argument in enumerate(given):
-                if isinstance(argument, _DELIVERIES):
-                    properties, body = (*given[index + 1 : index + 3], None, None)[:2]
-                    if properties is None:
-                        return None
-                    channel = given[index - 1] if index else None
-                    return self.process((argument, properties, body), channel, queue, destination, auto_ack)
-            if says_no_message:
-                words.say_no_message(callback, "a delivery of pika's (method, properties, body)")
-            return None
-
-        return run_inside(callback, begin)
+        """Around ``basic_publish`` of both layers. A Channel that is closed knows no more of the facade above it."""
+        if is_spoken_for(channel):
+            with Mark("publish", self.library.name):
+                return wrapped(*args, **kwargs)
+        return super().publish(wrapped, channel, args, kwargs)
 
     def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
         if is_spoken_for(channel):
             return wrapped(*args, **kwargs)
         self._leave_loop(channel)
-        queue, auto_ack = (
-            calls.given(0, "queue", args, kwargs),
-            bool(calls.given(1, "auto_ack", args, kwargs)),
-        )
         messages = wrapped(*args, **kwargs)
-        loop = GeneratorMessages(
-            messages, lambda message: self.process(message, channel, queue, None, auto_ack)
-        )
+        loop = self.loop(GeneratorMessages, messages, self.library.source(channel, args, kwargs, wrapped))
         self._loops[channel] = weakref.ref(loop)
         return loop
 
@@ -353,11 +350,14 @@ class _Hooks:
         pika then rejects what was fetched and not handed over yet, each in its message's trace.
         """
         self._leave_loop(channel)
-        if self.engine.settings.settle_spans and not self._is_left_alone(channel):
+        if self.settles and not self.library.leaves_alone(channel):
             try:
-                for queue, delivery in _fetched(channel):
-                    destination = _consumed_from(delivery, queue, channel)
-                    _waiting.add(channel, delivery.method.delivery_tag, _Unsettled(destination, delivery))
+                for source, delivery in _fetched(channel):
+                    destination, message = (
+                        self.library.consumed_from(delivery, source),
+                        self.library.message(delivery),
+                    )
+                    self.await_settlement(delivery, source, destination, message)
             except Exception as error:
                 guard.fault("preparing a cancel with pika", error)
         return wrapped(*args, **kwargs)
@@ -368,157 +368,43 @@ class _Hooks:
         if loop is not None:
             loop.leave()
 
-    def process(
-        self,
-        message: Any,
-        channel: Any,
-        queue: Any,
-        destination: Destination | None,
-        auto_ack: bool | None = None,
-    ) -> Process | None:
-        if not self._is_active() or self._is_left_alone(channel):
-            return None
-        delivery = _delivery_of(message)
-        if delivery is None:
-            return None
-        pulled = _pulled.find(delivery.method)
-        if destination is None:
-            destination = pulled.destination if pulled is not None else None
-        if destination is None:
-            destination = _consumed_from(delivery, queue, channel)
-        process = self.engine.process(destination, _message_of(delivery), owner=_OWNER)
-        if self.engine.settings.settle_spans:
-            try:
-                self._await_settlement(delivery, channel, auto_ack, process, pulled)
-            except Exception as error:
-                guard.fault("remembering a delivery of pika for its settlement", error)
-        return process
-
-    def _await_settlement(
-        self,
-        delivery: Delivery,
-        channel: Any,
-        auto_ack: bool | None,
-        process: Process,
-        unsettled: _Unsettled | None,
-    ) -> None:
-        if unsettled is None and not _is_channel(channel):
-            _loose.add(process)
-            return
-        if unsettled is None and not (_needs_no_ack(delivery, channel) if auto_ack is None else auto_ack):
-            tag = delivery.method.delivery_tag
-            unsettled = _waiting.find(channel, tag, delivery.properties)
-            if unsettled is None:
-                unsettled = _Unsettled(process.operation.destination, delivery)
-                _waiting.add(channel, tag, unsettled)
-        if unsettled is not None:
-            unsettled.handled_in(process)
-
-    def process_batch(
-        self, messages: Iterable[Any], destination: Destination | None
-    ) -> AbstractContextManager[Span]:
-        found = map(_delivery_of, messages)
-        deliveries = [delivery for delivery in found if delivery is not None]
-        pulled = [_pulled.find(delivery.method) for delivery in deliveries]
-        first = pulled[0] if pulled else None
-        if destination is None:
-            destination = first.destination if first is not None else None
-        if destination is None:
-            destination = _consumed_from(deliveries[0] if deliveries else None, None, None)
-        process = self.engine.process(destination, [_message_of(delivery) for delivery in deliveries])
-        for one in pulled:
-            if one is not None:
-                one.handled_in(process)
-        return process
-
-    def get(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around a BlockingChannel's ``basic_get``: a pull call, which opens no scope for what follows."""
-        if _is_pulling.get():
-            return wrapped(*args, **kwargs)
-        started_at = time.time_ns()
-        queue = calls.given(0, "queue", args, kwargs)
-        try:
-            with calls.during(_is_pulling, True):
-                message = wrapped(*args, **kwargs)
-        except BaseException as error:
-            self._received(None, channel, queue, started_at, error)
-            raise
-        auto_ack = bool(calls.given(1, "auto_ack", args, kwargs))
-        self._received(message, channel, queue, started_at, auto_ack=auto_ack)
-        return message
-
-    def _received(
-        self,
-        message: Any,
-        channel: Any,
-        queue: Any,
-        started_at: int,
-        error: BaseException | None = None,
-        auto_ack: bool = False,
-    ) -> None:
-        try:
-            delivery = _delivery_of(message)
-            if self._is_left_alone(channel) or (error is None and delivery is None):
-                return
-            destination = _consumed_from(delivery, queue, channel)
-            receive = self.engine.receive(destination, started_at=started_at)
-            if delivery is not None:
-                pulled = _Unsettled(destination, delivery)
-                _pulled.add(delivery.method, pulled)
-                if self.engine.settings.settle_spans and not auto_ack and _is_channel(channel):
-                    _waiting.add(channel, delivery.method.delivery_tag, pulled)
-                receive.add(_message_of(delivery))
-            if self.engine.settings.receive_spans:
-                receive.open()
-                receive.close(error)
-        except Exception as fault:
-            guard.fault("tracing a basic_get of pika", fault)
-
-    def settle(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_ack``, ``basic_nack`` and ``basic_reject``."""
-        settle = self._settle(wrapped, channel, args, kwargs)
-        if settle is None:
-            return wrapped(*args, **kwargs)
-        with settle:
-            return wrapped(*args, **kwargs)
-
-    def _settle(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Settle | None:
-        if not self.engine.settings.settle_spans:
-            return None
-        try:
-            operation = str(getattr(wrapped, "__name__", "settle")).removeprefix("basic_")
-            tag = calls.given(0, "delivery_tag", args, kwargs) or 0
-            multiple = operation != "reject" and bool(calls.given(1, "multiple", args, kwargs))
-            settled = _waiting.take(channel, tag, multiple) or _in_hand(tag)
-            if not settled:
-                return None  # not one that was handed to the user
-            messages = [one.message for one in settled]
-            return self.engine.settle(settled[-1].destination, messages, operation=operation)
-        except Exception as error:
-            guard.fault("preparing a settlement with pika", error)
-            return None
-
     def recover(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
         """Around ``basic_recover``: what is unsettled comes again, with other delivery tags."""
         result = wrapped(*args, **kwargs)
         try:
-            _waiting.take(channel, 0, multiple=True)
+            self.library.unsettled.clear(_channel_below(channel))
         except Exception as error:
             guard.fault("forgetting what pika asked for again", error)
         return result
 
 
-_OWNER = "pika"
-_READING = "reading a message of pika"
-_DELIVERIES = (Basic.Deliver, Basic.GetOk)
-_SETTLEMENTS = ("basic_ack", "basic_nack", "basic_reject")
-_PROPERTIES = 3  # its place among the arguments of basic_publish
-
-# The explicit API above the instrumentor pulls the very same message: that is one pull.
-_is_pulling: ContextVar[bool] = ContextVar("queueprop-pika-pulling", default=False)
+# Publishing
 
 
-# Arguments
+class _Publication(rabbitmq.TablePublication):
+    """A ``basic_publish``, with properties and headers that are ours to write to."""
+
+    library = "pika"
+
+    def __init__(self, given: Publish, channel: Any) -> None:
+        self._channel = channel
+        properties = BasicProperties() if given.properties is None else copy.copy(given.properties)
+        headers: Any = getattr(properties, "headers", _ODD)
+        if not headers or isinstance(headers, Mapping):  # pika takes whatever is empty for an empty table
+            properties.headers = headers = dict(headers or {})
+        else:
+            headers = None
+        destination = rabbitmq.producer_destination(given.exchange, given.routing_key, *_broker(channel))
+        body = given.body if isinstance(given.body, (bytes, str)) else None
+        message = rabbitmq.published(properties, headers, body, given._replace(properties=properties))
+        own_headers = getattr(given.properties, "headers", None) or {}
+        super().__init__(destination, message, own_headers, properties, (3, "properties"))
+
+    def frame_max(self) -> int:
+        return getattr(_parameters(self._channel), "frame_max", 0)
+
+    def encoded(self) -> int:
+        return sum(map(len, self.outgoing.encode()))
 
 
 def _publish_arguments(
@@ -527,238 +413,13 @@ def _publish_arguments(
     return exchange, routing_key, body, properties
 
 
-# Messages
-
-
-def _message_for(given: Publish) -> Message:
-    """The message of a publish, with properties and headers that are ours to write to."""
-    properties = BasicProperties() if given.properties is None else copy.copy(given.properties)
-    headers: Any = getattr(properties, "headers", _ODD)
-    if not headers or isinstance(headers, Mapping):  # pika takes whatever is empty for an empty table
-        properties.headers = headers = dict(headers or {})
-    else:
-        headers = None  # not what pika takes; it says so
-    return Message(
-        headers=headers,
-        id=_text(getattr(properties, "message_id", None)),
-        conversation_id=_text(getattr(properties, "correlation_id", None)),
-        body=given.body if isinstance(given.body, (bytes, str)) else None,
-        native=given._replace(properties=properties),
-    )
-
-
 _ODD = object()
 
 
-def _goes_out(message: Message, given: Publish, channel: Any) -> bool:
-    """Whether the properties with the context go out, instead of the caller's own."""
-    try:
-        return _is_written(message, given) and _has_room(message, given, channel)
-    except Exception as error:
-        guard.fault("writing the headers of a publish with pika", error)
-        return False
+# Channels
 
 
-def _is_written(message: Message, given: Publish) -> bool:
-    written = message.headers
-    return isinstance(written, dict) and is_altered(written, getattr(given.properties, "headers", None) or {})
-
-
-def _has_room(message: Message, given: Publish, channel: Any) -> bool:
-    if _fits(message.native.properties, channel):
-        return True
-    guard.mistake(
-        "publishing with pika",
-        "the headers leave no room for a trace context in one AMQP frame; the message goes out without it",
-        about=f"to {_name(given.exchange)}:{_name(given.routing_key)}",
-    )
-    return False
-
-
-def _fits(properties: BasicProperties, channel: Any) -> bool:
-    """Whether the properties keep to the size of a frame; else the broker would close the connection."""
-    limit = getattr(_parameters(channel), "frame_max", 0)
-    if not isinstance(limit, int) or not limit or _at_most(properties.headers) < limit:
-        return True
-    try:
-        return sum(map(len, properties.encode())) + _FRAME <= limit
-    except Exception as error:
-        if guard.is_not_ours(error):
-            raise
-        return True  # pika says what is wrong with them
-
-
-def _at_most(headers: Any) -> int:
-    """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
-    size = _OTHER_PROPERTIES
-    for name, value in headers.items():
-        if not isinstance(name, (str, bytes)):
-            return _UNKNOWN
-        if isinstance(value, (str, bytes)):
-            size += 4 * (len(name) + len(value)) + 16
-        else:
-            size += 4 * len(name) + (16 if value is None or isinstance(value, int) else _UNKNOWN)
-    return size
-
-
-_FRAME = 64  # what stands around the properties in a frame, and to spare
-_OTHER_PROPERTIES = 13 * 256
-_UNKNOWN = 1 << 40
-
-
-def _delivery_of(message: Any) -> Delivery | None:
-    """The delivery that pika has handed over; None for an idle tick, and for what an empty queue gives."""
-    try:
-        if message is None or message[0] is None:
-            return None
-        delivery = Delivery(*message)
-    except (TypeError, LookupError):
-        delivery = None
-    if delivery is None or not hasattr(delivery.properties, "headers"):
-        words.say(
-            _READING, "it is no (method, properties, body), as pika gives them, and has no span", message
-        )
-        return None
-    return delivery
-
-
-def _message_of(delivery: Delivery) -> Message:
-    properties = delivery.properties
-    return Message(
-        headers=properties.headers,
-        id=_text(properties.message_id),
-        conversation_id=_text(properties.correlation_id),
-        body=delivery.body,
-        sent_at=properties.timestamp,
-        attempt=rabbitmq.delivery_attempt(properties.headers, delivery.method.redelivered),
-        native=delivery,
-        key=delivery.method,
-        describe=_describe,
-    )
-
-
-def _describe(delivery: Delivery) -> Mapping[str, AttributeValue]:
-    return {rabbitmq.DELIVERY_TAG: delivery.method.delivery_tag}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-class _Unsettled:
-    """A delivery, for its settlement: without its body, which may be large, and without pika's objects."""
-
-    def __init__(self, destination: Destination, delivery: Delivery) -> None:
-        self.destination = destination
-        self.properties = delivery.properties
-        self._attributes = _describe(delivery)
-        self._process: Process | ProcessBatch | None = None
-
-    def handled_in(self, process: Process | ProcessBatch) -> None:
-        if isinstance(process, Process) and self._is_being_handled():
-            return  # a second layer around the same handling, which will have no span of its own
-        self._process = process
-
-    @property
-    def message(self) -> Message:
-        properties = self.properties
-        message = Message(
-            headers=properties.headers,
-            id=_text(properties.message_id),
-            conversation_id=_text(properties.correlation_id),
-            attributes=self._attributes,
-        )
-        message.process_context = None if self._process is None else self._process.settle_context
-        return message
-
-    def _is_being_handled(self) -> bool:
-        outer = self._process
-        return isinstance(outer, Process) and not outer.closed and current_scope(get_current()) is outer
-
-
-class _Pulled:
-    """What was pulled: ``basic_get`` knows queue and channel, its message does not.
-
-    By pika's method object, which goes with the message wherever the user takes it. (It has no hash.)
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[weakref.ref[Any], _Unsettled]] = {}
-
-    def add(self, method: Any, pulled: _Unsettled) -> None:
-        key, found = id(method), self._found
-        found[key] = (weakref.ref(method, lambda _: found.pop(key, None)), pulled)
-
-    def find(self, method: Any) -> _Unsettled | None:
-        found = self._found.get(id(method))
-        return found[1] if found is not None and found[0]() is method else None
-
-
-class _Waiting:
-    """Deliveries that wait for their ack, by channel and delivery tag. Kept only where settlements are traced.
-
-    Nobody may ever tell of a settlement (a user who does not wrap the call): then the oldest go.
-
-    There is no lock, since signal handlers and finalizers run wherever a thread stands, and may settle, too; and a
-    process may fork while another thread is here. Each step on a dictionary is atomic.
-    """
-
-    def __init__(self) -> None:
-        self._channels: weakref.WeakKeyDictionary[Channel, OrderedDict[int, _Unsettled]] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def add(self, channel: Any, tag: int, unsettled: _Unsettled) -> None:
-        waiting = self._channels.setdefault(_channel_below(channel), OrderedDict())
-        waiting[tag] = unsettled
-        if len(waiting) > _REMEMBERED:
-            waiting.popitem(last=False)
-
-    def find(self, channel: Any, tag: int, properties: BasicProperties) -> _Unsettled | None:
-        """The delivery of these properties, where a layer above has seen it already."""
-        waiting = self._channels.get(_channel_below(channel))
-        unsettled = waiting.get(tag) if waiting is not None else None
-        return unsettled if unsettled is not None and unsettled.properties is properties else None
-
-    def take(self, channel: Any, tag: int, multiple: bool) -> list[_Unsettled]:
-        """The deliveries that a settlement is about; with ``multiple`` all up to its tag, and 0 is all."""
-        waiting = self._channels.get(_channel_below(channel)) if _is_channel(channel) else None
-        if not waiting:
-            return []
-        tags = [it for it in sorted(waiting) if it <= tag or not tag] if multiple else [tag]
-        taken = [waiting.pop(it, None) for it in tags]
-        return [one for one in taken if one is not None]
-
-
-_REMEMBERED = 10_000  # of one channel
-
-_pulled = _Pulled()
-_waiting = _Waiting()
-
-# What is handled with no channel known: a loop of the explicit API. It can be settled while it is in hand.
-_loose: weakref.WeakSet[Process] = weakref.WeakSet()
-
-
-def _in_hand(tag: int) -> list[_Unsettled]:
-    """The message that is being processed here, if it is this one and no channel knows it."""
-    scope = current_scope(get_current())
-    if not isinstance(scope, Process) or scope not in _loose or scope.closed:
-        return []
-    delivery = scope.message.native
-    if delivery.method.delivery_tag != tag:
-        return []
-    _loose.discard(scope)
-    unsettled = _Unsettled(scope.operation.destination, delivery)
-    unsettled.handled_in(scope)
-    return [unsettled]
-
-
-def _needs_no_ack(delivery: Delivery, channel: Any) -> bool:
-    tag = getattr(delivery.method, "consumer_tag", None)
-    return tag in getattr(_channel_below(channel), "_consumers_with_noack", ())
-
-
-def _fetched(channel: Any) -> list[tuple[Any, Delivery]]:
+def _fetched(channel: Any) -> list[tuple[Source, Delivery]]:
     """What ``consume`` has fetched and not handed over yet, each with its queue; nothing where it needs no ack."""
     consumer = channel._queue_consumer_generator
     if consumer is None:
@@ -766,17 +427,10 @@ def _fetched(channel: Any) -> list[tuple[Any, Delivery]]:
     queue, auto_ack, _ = consumer.params
     events = [] if auto_ack else list(consumer.pending_events)
     return [
-        (queue, Delivery(event.method, event.properties, event.body))
+        (Source(channel, queue, False), Delivery(event.method, event.properties, event.body))
         for event in events
         if hasattr(event, "method")  # and no word of the broker's that the consumer is cancelled
     ]
-
-
-# Channels
-
-
-def _is_channel(channel: Any) -> bool:
-    return isinstance(_channel_below(channel), Channel)
 
 
 def _is_wrapped_by_another(channel: Any) -> bool:
@@ -799,32 +453,10 @@ def _channel_below(channel: Any) -> Any:
     return getattr(channel, "_impl", channel)
 
 
-# Destinations
-
-
-def _published_to(given: Publish, channel: Any) -> Destination:
-    return rabbitmq.producer_destination(_name(given.exchange), _name(given.routing_key), *_broker(channel))
-
-
-def _consumed_from(delivery: Delivery | None, queue: Any, channel: Any) -> Destination:
-    method = None if delivery is None else delivery.method
-    exchange, routing_key = _name(getattr(method, "exchange", "")), _name(getattr(method, "routing_key", ""))
-    return rabbitmq.consumer_destination(exchange, routing_key, _name(queue), *_broker(channel))
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else ""
-
-
 def _broker(channel: Any) -> tuple[str, str | None, int | None]:
     """``messaging.system``, host and port."""
     parameters = _parameters(channel)
-    host, port = getattr(parameters, "host", None), getattr(parameters, "port", None)
-    if not isinstance(host, str) or not isinstance(port, int):  # a double of a test's
-        return rabbitmq.SYSTEM, None, None
-    return rabbitmq.SYSTEM, host, port
+    return rabbitmq.SYSTEM, getattr(parameters, "host", None), getattr(parameters, "port", None)
 
 
 def _parameters(channel: Any) -> Any:

@@ -38,7 +38,7 @@ from rq.job import Job
 from queueprop.cli.demo.processes import Processes
 from queueprop.cli.demo.receiver import Receiver
 from queueprop.cli.demo.redis_server import redis_server
-from queueprop.tree import SpanRecord
+from queueprop.testing.tree import SpanRecord
 
 MODES = ("plain", "no exporter", "living", "refusing", "silent")
 TARGETS = {"refusing": 0.9, "silent": 0.9}

@@ -27,15 +27,15 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import Link, NoOpTracerProvider, SpanKind
 
 import queueprop
-from queueprop import semconv
+from queueprop.engine import semconv
 
 CALLS = 200  # a sample; short, so that candidates alternate often
 
 ORDERS = queueprop.Destination(
     system="rabbitmq", name="orders", server_address="broker.example", server_port=5672
 )
-SEND = dict(ORDERS.operation(semconv.SEND, "publish").attributes)
-PROCESS = dict(ORDERS.operation(semconv.PROCESS, "process").attributes)
+SEND = dict(ORDERS.labels(semconv.SEND, "publish").attributes)
+PROCESS = dict(ORDERS.labels(semconv.PROCESS, "process").attributes)
 
 Candidate = Callable[[], None]
 

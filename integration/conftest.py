@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -119,6 +120,14 @@ def kafka_cluster(_kafka_cluster: KafkaCluster) -> Iterator[KafkaCluster]:
     """
     yield _kafka_cluster
     _kafka_cluster.start()
+
+
+def pytest_collection_finish() -> None:
+    """What there is before the first test stays to the end: a collection in a test looks at what tests have made, and
+    a worker's forked process copies less.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

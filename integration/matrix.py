@@ -1,6 +1,6 @@
 """The pytest plugin of the contract: binds its scenarios to the drivers' columns, and prints who shows what.
 
-Rows are the 28 behaviours, columns the styles of each library through each API. A cell is ``pass`` or
+Rows are the 37 behaviours, columns the styles of each library through each API. A cell is ``pass`` or
 ``FAIL``; one that is empty because the behaviour does not apply says why, and so does a ``pass`` of which
 some part does not apply. What does not apply is never started: such tests count as deselected, not as skipped
 or passed.
@@ -24,10 +24,18 @@ from queueprop import guard
 
 _PROPERTY = "contract"
 
+# Ten thousand messages are for where time does not count; each library's other API is shown with a thousand.
+_MANY_MESSAGES = 15
+_FEW = 1_000
+# And so are a second restart of a library's broker and a second hundred of retries, through its other API.
+_LONG = (27, 34)
+
 COLUMNS = {
     "all": "every style of a library through both APIs",
     "styles": "every style through the instrumentor, and the first one through the explicit API, too",
     "first": "the first style of a library through both APIs",
+    "quick": "the contract alone: the first style of a library through both APIs, and others that cost little",
+    "rest": "what quick leaves out, and all that is not the contract",
 }
 
 
@@ -37,7 +45,8 @@ def add_option(parser: pytest.Parser) -> None:
         "--matrix",
         metavar="FILE.md",
         type=Path,
-        help="also write the contract's matrix to this file, as Markdown",
+        help="also write the contract's matrix to this file, as Markdown (and beside it as JSON: with --columns=rest, "
+        "what the quick ones have shown is in it)",
     )
     group.addoption(
         "--columns",
@@ -80,7 +89,8 @@ def _rig(column: Column, request: pytest.FixtureRequest, folder: Path) -> Rig:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not {"column", "api"} & set(metafunc.fixturenames):
         return
-    columns = _columns(metafunc.config, _driver_of(metafunc.cls))
+    scenario: Scenario | None = getattr(metafunc.function, "scenario", None)
+    columns = _columns(metafunc.config, _driver_of(metafunc.cls), scenario)
     _matrix(metafunc.config).order.update(dict.fromkeys(columns))
     if "column" in metafunc.fixturenames:
         metafunc.parametrize("column", columns, ids=str)
@@ -88,21 +98,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("api", list(dict.fromkeys(column.api for column in columns)))
 
 
-def _columns(config: pytest.Config, driver: type[Driver]) -> Sequence[Column]:
+def _columns(config: pytest.Config, driver: type[Driver], scenario: Scenario | None) -> Sequence[Column]:
     """Those of the driver's columns that were asked for."""
+
+    def is_dear(column: Column) -> bool:
+        if scenario is None:
+            return False
+        many = scenario.number == _MANY_MESSAGES and driver.many(column) > _FEW
+        return many or (scenario.number in _LONG and column.api == "explicit")
+
     columns, asked = driver.columns(), config.getoption("--columns")
     if asked == "all":
         return columns
     first = columns[0].style
-    return [it for it in columns if it.style == first or (asked == "styles" and it.api == "instrumentor")]
+    others = asked == "styles" or (asked in ("quick", "rest") and driver.is_quick)
+    chosen = [it for it in columns if it.style == first or (others and it.api == "instrumentor")]
+    quick = [it for it in chosen if not is_dear(it)] or chosen[:1]
+    if asked == "quick":
+        return quick
+    if asked == "rest":
+        return [it for it in columns if it not in quick]
+    return chosen
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    is_contract_alone = config.getoption("--columns") == "quick"
     absent = []
     for item in items:
+        if getattr(getattr(item, "function", None), "scenario", None) is None:
+            if is_contract_alone:
+                absent.append(item)
+            continue
         found = _scenario(item)
-        if found is not None and not _applies(item, *found, _matrix(config)):
+        if found is None or not _applies(item, *found, _matrix(config)):
             absent.append(item)
     if absent:
         config.hook.pytest_deselected(items=absent)
@@ -158,8 +187,17 @@ class Reporter:
         for line in self._matrix.text():
             terminalreporter.write_line(line)
         if self._file is not None:
-            self._file.write_text(self._matrix.markdown(), encoding="utf-8")
+            self._write(self._file, with_earlier=asked == "rest")
             terminalreporter.write_line(f"matrix written to {self._file}")
+
+    def _write(self, file: Path, *, with_earlier: bool) -> None:
+        dumped = file.with_suffix(".json")
+        whole = Matrix()
+        if with_earlier and dumped.exists():
+            whole.merge(dumped.read_text(encoding="utf-8"))
+        whole.merge(self._matrix.dump(outcomes=True))
+        dumped.write_text(whole.dump(outcomes=True), encoding="utf-8")
+        file.write_text(whole.markdown(), encoding="utf-8")
 
 
 @dataclass
@@ -208,10 +246,17 @@ class Matrix:
     def rows(self) -> list[int]:
         return sorted({number for number, _ in self.cells})
 
-    def dump(self) -> str:
-        """All but the outcomes, for the process that pytest-xdist's workers report to: it collects no tests."""
+    def dump(self, *, outcomes: bool) -> str:
+        """In words that may travel: into a file; and without outcomes, which pytest-xdist reports by itself, to the
+        process that its workers report to."""
         cells = [
-            (number, tuple(column), cell.reasons, cell.remark)
+            (
+                number,
+                tuple(column),
+                cell.reasons,
+                cell.remark,
+                *((cell.passed, cell.failed) if outcomes else (0, 0)),
+            )
             for (number, column), cell in self.cells.items()
         ]
         return json.dumps({"order": list(map(tuple, self.order)), "rungs": self.rungs, "cells": cells})
@@ -222,9 +267,11 @@ class Matrix:
         for library, brokers in found["rungs"].items():
             for broker in brokers:
                 self.add_rung(library, broker)
-        for number, column, reasons, remark in found["cells"]:
+        for number, column, reasons, remark, passed, failed in found["cells"]:
             cell = self.cell(number, Column(*column))
-            cell.remark = remark
+            cell.remark = remark or cell.remark
+            cell.passed += passed
+            cell.failed += failed
             for reason in reasons:
                 cell.add_reason(reason)
 
@@ -310,7 +357,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_PROPERTY] = _matrix(session.config).dump()
+        output[_PROPERTY] = _matrix(session.config).dump(outcomes=False)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -321,15 +368,15 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def _scenario(item: pytest.Item) -> tuple[Scenario, Sequence[Column], type[Driver]] | None:
-    """What a test of the contract shows, and of which columns."""
-    scenario = getattr(getattr(item, "function", None), "scenario", None)
-    call = getattr(item, "callspec", None)
-    if scenario is None or call is None:
-        return None
+    """What a test of the contract shows, and of which columns; None where no column was asked for."""
+    scenario, parameters = item.function.scenario, item.callspec.params  # type: ignore[attr-defined]
     driver = _driver_of(getattr(item, "cls", None))
-    if "column" in call.params:
-        return scenario, [call.params["column"]], driver
-    return scenario, [it for it in _columns(item.config, driver) if it.api == call.params["api"]], driver
+    columns = _columns(item.config, driver, scenario)
+    if not columns:
+        return None
+    if "column" in parameters:
+        return scenario, [parameters["column"]], driver
+    return scenario, [it for it in columns if it.api == parameters["api"]], driver
 
 
 def _driver_of(contract: Any) -> type[Driver]:

@@ -24,6 +24,7 @@ from rq.worker_pool import WorkerPool
 import queueprop.adapters.rq as adapter
 from integration.contract.telemetry import capture_logs, set_providers, tell
 from queueprop import guard
+from queueprop.adapters.rq import collector as circuit
 from queueprop.sdk import configure_tracing
 
 
@@ -249,7 +250,7 @@ def run_worker(
 ) -> None:
     """Works off a queue in this process and its children."""
     if pause:
-        adapter._PAUSE = pause
+        circuit.PAUSE = pause
     if collector:
         configure_tracing("contract", endpoint=collector)
     elif sdk:

@@ -127,7 +127,7 @@ def _skip_without_broker(name: str) -> None:
     """What no package of the extra brings; in CI everything is there."""
     if in_ci():
         return
-    if name == "rabbitmq" and shutil.which("rabbitmq-server") is None:
+    if name in ("rabbitmq", "aio-pika") and shutil.which("rabbitmq-server") is None:
         pytest.skip("rabbitmq-server is not on the PATH")
     if name == "kafka" and not (shutil.which("kafka-server-start.sh") or find_spec("confluent_kafka")):
         pytest.skip("confluent-kafka is not installed, and kafka-server-start.sh not on the PATH")

@@ -22,7 +22,7 @@ LAUNCHER = str(BIN / "opentelemetry-instrument")
 # Under the launcher, but as if no distribution were installed that sets up an SDK.
 NO_DISTRIBUTION = {"OTEL_PYTHON_DISTRO": "none", "OTEL_PYTHON_CONFIGURATOR": "none"}
 NO_EXPORTERS = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-OF_CONTRIB = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "aiokafka,celery,fastapi,pika"}
+OF_CONTRIB = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "aio-pika,aiokafka,celery,fastapi,pika"}
 
 
 def run(*command: str, folder: Path, **environment: str) -> str:

@@ -5,7 +5,6 @@ attached to that trace, and the handler runs inside it. For the libraries that i
 any other queue the functions here are enough.
 """
 
-from queueprop.adapter import instrument, uninstrument
 from queueprop.api import (
     carry_context,
     process_span,
@@ -14,10 +13,11 @@ from queueprop.api import (
     settle_span,
     traced_consumer,
 )
-from queueprop.message import Destination, Message
-from queueprop.propagation import extract, inject
+from queueprop.engine.message import Destination, Message
+from queueprop.kit.instrumentor import instrument, uninstrument
 from queueprop.settings import Settings
 from queueprop.version import __version__
+from queueprop.wire.propagation import extract, inject
 
 __all__ = [
     "Destination",

@@ -9,13 +9,14 @@ from typing import Any, TypeVar, cast
 from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from queueprop import guard, words
-from queueprop.handlers import run_inside
-from queueprop.message import Destination, Message
-from queueprop.operations import Receive
-from queueprop.scope import Carried
+from queueprop import guard
+from queueprop.engine.engine import engine_for
+from queueprop.engine.message import Destination, Message
+from queueprop.engine.operations import Receive
+from queueprop.engine.scope import CarriedContext
+from queueprop.kit import checks
+from queueprop.kit.handlers import run_inside
 from queueprop.settings import Settings
-from queueprop.spans import engine_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,15 +146,15 @@ def traced_consumer(
     Raises TypeError for what is no destination, also where the parentheses are forgotten, and for what is no function.
     """
     if not isinstance(destination, Destination):
-        raise words.refused(
+        raise checks.refused(
             "traced_consumer", f"a Destination, as in @queueprop.traced_consumer({_ORDERS})", destination
         )
     if headers is not None and not callable(headers):
-        raise words.refused("traced_consumer", "a function, as in headers=lambda job: job.headers", headers)
-    engine = words.engine_of(settings, "traced_consumer")
+        raise checks.refused("traced_consumer", "a function, as in headers=lambda job: job.headers", headers)
+    engine = checks.engine_of(settings, "traced_consumer")
 
     def decorate(handler: F) -> F:
-        words.check_handler("traced_consumer", handler, "a function or method to decorate")
+        checks.check_handler("traced_consumer", handler, "a function or method to decorate")
         headers_of = (
             _headers_of_arguments(handler) if headers is None else _guarded(headers, "calling headers=")
         )
@@ -175,9 +176,9 @@ def carry_context(fn: F) -> F:
     functions, coroutine functions and generators. Raises TypeError for what cannot be called.
     """
     if not callable(fn):
-        raise words.refused("carry_context", "a function, as in pool.submit(carry_context(work), order)", fn)
+        raise checks.refused("carry_context", "a function, as in pool.submit(carry_context(work), order)", fn)
     context = get_current()
-    return run_inside(fn, lambda args, kwargs: Carried(context))
+    return run_inside(fn, lambda args, kwargs: CarriedContext(context))
 
 
 class ReceiveSpan:
@@ -193,7 +194,7 @@ class ReceiveSpan:
         elif headers is not None:
             _said_twice()
         if not isinstance(message, Message):
-            words.say(
+            checks.say(
                 "receive_span", "add wants a Message, or headers by name: add(headers=job.headers)", message
             )
         elif self._receive is not None:
@@ -250,12 +251,12 @@ def _recovered(
     name = word.__name__
     if not isinstance(destination, Destination):
         form = f"a Destination, as in {name}({_ORDERS}, headers=headers)"
-        words.say(name, f"it wants {form}; the message goes on without a span", destination)
+        checks.say(name, f"it wants {form}; the message goes on without a span", destination)
     elif isinstance(error, _NoMessageError):
         form = f"a Message or a list of them, or headers by name: {name}(destination, headers=job.headers)"
-        words.say(name, f"it wants {form}; the message goes on without a span", message)
+        checks.say(name, f"it wants {form}; the message goes on without a span", message)
     elif settings is not None and not isinstance(settings, Settings):
-        words.say_settings(name, settings)
+        checks.say_settings(name, settings)
         made = word(destination, message, headers=headers if message is None else None, **options)
         return cast(AbstractContextManager[Any], made)
     else:
@@ -279,7 +280,7 @@ HeadersOf = Callable[[tuple[Any, ...], dict[str, Any]], object]
 
 def _headers_of_arguments(handler: object) -> HeadersOf:
     """The headers of the first argument that has some. ``handler`` is whose they are."""
-    where = f"traced_consumer on {words.shown(handler)}"
+    where = f"traced_consumer on {checks.shown(handler)}"
 
     def find(*args: Any, **kwargs: Any) -> object:
         have_none = False

@@ -13,9 +13,9 @@ from typing import Any, cast
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import flush as flushing
 from queueprop import guard
-from queueprop.exit import HandOver
+from queueprop.process import flush as flushing
+from queueprop.process.exit import HandOver
 from queueprop.settings import Settings
 
 _HINT = 'queueprop.sdk needs the OpenTelemetry SDK: pip install "queueprop[sdk]"'
@@ -71,7 +71,7 @@ def configure_tracing(
     OTEL_SDK_DISABLED=true the provider makes no spans, and nothing else is installed.
 
     Where SIGTERM would have killed the process, it ends in order instead, with the exit status 143; a
-    handler of yours, installed before or after, stays yours. ``queueprop.exit`` says it in full.
+    handler of yours, installed before or after, stays yours. ``queueprop.process.exit`` says it in full.
 
     Raises ModuleNotFoundError when the exporter is not installed, ValueError for a ratio outside 0 to 1.
     """

@@ -8,19 +8,17 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, TracerProvider
 
 from queueprop import guard
 
-if TYPE_CHECKING:
-    from queueprop.message import Destination, Message
-
 Trust = Literal["all", "none"]
-TrustFunction = Callable[["Destination", "Message"], bool]
-Hook = Callable[[Span, Any], None]
+TrustFunction = Callable[[Any, Any], bool]
+"""Is given the ``Destination`` and the ``Message`` (which lie above these settings)."""
+SpanHook = Callable[[Span, Any], None]
 Patterns = Mapping[str, str] | tuple[tuple[str, str], ...]
 
 
@@ -52,6 +50,8 @@ class Settings:
         capture_headers: names of headers that become attributes ``messaging.header.<name>``: of each header at most 16
             values, of each value its first 1,024 characters.
         body_size: the attribute ``messaging.message.body.size``.
+        loop_spans: the body of a loop runs inside its message's span. With false loops are pulls, for programs that
+            hand what a loop gives to workers, which handle it inside ``traced_message``.
         destination_templates: what names of destinations stand for, by patterns: ``{"orders.*": "orders.{id}"}``, as a
             variable ``orders.*=orders.{id},...``. A template names spans, and metrics instead of the name; the first
             pattern that matches counts. It goes before a template that the destination has already.
@@ -73,13 +73,14 @@ class Settings:
     receive_spans: bool = _setting(True)
     capture_headers: tuple[str, ...] = _setting(())
     body_size: bool = _setting(False)
+    loop_spans: bool = _setting(True)
     destination_templates: Patterns = _setting(())
     destination_limit: int = _setting(1000)
     flush_timeout: float = _setting(2.0)
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
-    publish_hook: Hook | None = None
-    consume_hook: Hook | None = None
+    publish_hook: SpanHook | None = None
+    consume_hook: SpanHook | None = None
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -258,6 +259,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "receive_spans": _boolean,
     "capture_headers": _names_of("capture_headers"),
     "body_size": _boolean,
+    "loop_spans": _boolean,
     "destination_templates": _templates,
     "destination_limit": _number,
     "flush_timeout": _seconds,

@@ -1,10 +1,14 @@
-"""The stages of `make test`: run in order, up to the first that fails.
+"""The stages of `make test` and `make test-all`: run in order, up to the first that fails.
 
-    scripts/environment dev .venv/bin/python scripts/stages.py               all that belong to `make test`
+    scripts/environment dev .venv/bin/python scripts/stages.py               those of `make test`
+    scripts/environment dev .venv/bin/python scripts/stages.py all           those, and then all the others
+    scripts/environment dev .venv/bin/python scripts/stages.py rest          all the others, after those
     scripts/environment dev .venv/bin/python scripts/stages.py lint types    these
 
-Unit tests run on every Python of PYTHONS that the machine has; one is enough. With CI set, one that it has and that
-does not run is a failure. The containers pass belongs to `make test` in CI, where a script can bring containers up.
+`make test` is what people run: lint, types, the unit tests on the Python at hand, and the contract in each library's
+first style on the brokers that can be had. The rest adds every Python of PYTHONS that the machine has, the oldest
+libraries, containers, and every style; it repeats nothing that `make test` has shown. With CI set, a Python that the
+machine has and that does not run is a failure. The containers pass needs a script that brings containers up.
 """
 
 from __future__ import annotations
@@ -16,16 +20,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONTAINERS_UP = CHECKOUT.parent / "shared" / "containers" / "up"
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
+MATRIX = CHECKOUT / ".tox" / "contract.md"
+LEFT_OUT: list[str] = []
+is_rest = False
+"""Whether `make test` has shown its part, here or in a run before."""
+
+AT_HAND = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 OLDER_LIBRARIES = ("oldest-live", "rq2", "oldest")  # the longest first
 FOR_OLDEST = ("3.10", "3.11", "3.12")  # those that aiokafka 0.11 has wheels for
-MEASURED = ("3.10", "3.13")  # tox.ini measures these
+MEASURED = ("3.10", "3.12")  # tox.ini measures these, the older one with the oldest libraries
 
 TYPED = ("queueprop", "tests", "integration", "benchmarks", "scripts")
 TYPED_AS_USERS_WRITE = ("queueprop", "tests/typing")
@@ -52,56 +63,89 @@ class Stop(Exception):
 
 def main(names: list[str]) -> int:
     os.chdir(CHECKOUT)
-    note = ""
-    for name in names or stages_of_make_test():
-        say(f"\n== {name}{note}")
+    global is_rest
+    if names in (["all"], ["rest"]):
+        is_rest = True
+        names = [*(QUICK if names == ["all"] else ()), *rest()]
+    ran: dict[str, float] = {}
+    for name in names or QUICK:
+        say(f"\n== {name}")
         started = time.monotonic()
         try:
             STAGES[name]()
         except Stop as stop:
             say(f"\nstopped at the stage {name}: {stop}")
+            summarize(ran, failed=name)
             return 1
-        note = f" ({name} took {time.monotonic() - started:.0f} s)"
+        ran[name] = time.monotonic() - started
+    summarize(ran)
     return 0
 
 
-def stages_of_make_test() -> list[str]:
-    names = list(STAGES)
+def rest() -> list[str]:
+    names = [name for name in STAGES if name not in QUICK]
     if not (IN_CI and CONTAINERS_UP.exists()):
-        say("the containers pass is left out; `make test-containers` runs it")
+        leave_out("containers", "only in CI, where a script brings them up; `make test-containers` runs it")
         names.remove("containers")
     return names
+
+
+def summarize(ran: Mapping[str, float], failed: str | None = None) -> None:
+    """What ran, what was left out and why, and where the contract's matrix lies: in five lines."""
+    say(f"\n{'FAILED   ' + failed if failed else 'passed   all that ran'}, {sum(ran.values()):.0f} s")
+    say("ran      " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in ran.items()))
+    say("left out " + ("; ".join(LEFT_OUT) or "nothing"))
+    say(
+        f"matrix   {MATRIX.relative_to(CHECKOUT) if MATRIX.exists() else 'none: no test of the contract ran'}"
+    )
+    if not {"unit", "integration"} & ran.keys():
+        say("more     `make test-all`: every Python, the oldest libraries, every style, containers in CI")
+
+
+def leave_out(what: str, why: str) -> None:
+    LEFT_OUT.append(f"{what} ({why})")
 
 
 def lint() -> None:
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
+    run("lint-imports", "--no-cache")
 
 
 def types() -> None:
-    run("mypy", *TYPED)
-    run("pyright", "--pythonpath", sys.executable, *TYPED_AS_USERS_WRITE)
+    """Both at once: each keeps one core busy."""
+    checkers = (("mypy", *TYPED), ("pyright", "--pythonpath", sys.executable, *TYPED_AS_USERS_WRITE))
+    with ThreadPoolExecutor() as executor:
+        for checker in [executor.submit(run, *command) for command in checkers]:
+            checker.result()
+
+
+def here() -> None:
+    """The unit tests keep one core busy, and the contract, which mostly waits, the other."""
+    install_missing_brokers()
+    MATRIX.with_suffix(".json").unlink(missing_ok=True)
+    tox("here", "quick", command=PARALLEL)
 
 
 def unit() -> None:
     install_missing_brokers()
     versions = usable_pythons()
-    chosen = [version for version in PYTHONS if version in versions]
-    for version in sorted(set(PYTHONS) - set(chosen)):
-        say(f"no Python {version} on this machine: its unit tests are left out")
+    for version in sorted(set(PYTHONS) - set(versions)):
+        leave_out(f"unit tests on Python {version}", "there is none on this machine")
     older = list(OLDER_LIBRARIES)
-    if not set(FOR_OLDEST) & set(chosen):
-        say(f"no Python {' or '.join(FOR_OLDEST)} on this machine: the oldest libraries are left out")
+    if not set(FOR_OLDEST) & set(versions):
+        leave_out("the oldest libraries", f"there is no Python {' or '.join(FOR_OLDEST)} on this machine")
         older = ["rq2"]
-    environments = list(map(environment_of, chosen)) or ["py"]
-    tox(*older, *environments, "bare", command=PARALLEL)
+    others = [it for it in PYTHONS if it in versions and (it != AT_HAND or it == MEASURED[-1])]
+    tox(*older, *map(environment_of, others), "bare", command=PARALLEL)
 
 
 def coverage() -> None:
     missing = set(MEASURED) - set(usable_pythons())
     if missing:
-        say(
-            f"left out: there is no Python {' and no '.join(sorted(missing))}, without which some lines never run"
+        leave_out(
+            "coverage",
+            f"there is no Python {' and no '.join(sorted(missing))}, without which some lines never run",
         )
         return
     tox("coverage")
@@ -121,13 +165,17 @@ def containers() -> None:
 
 
 def integration() -> None:
+    """What `make test` has not shown; all of it where that did not run."""
     install_missing_brokers()
-    tox("integration")
+    chosen = ("--", "--columns=rest") if is_rest else ()
+    tox("integration", arguments=chosen)
 
 
+QUICK = ("lint", "types", "here")
 STAGES = {
     "lint": lint,
     "types": types,
+    "here": here,
     "unit": unit,
     "coverage": coverage,
     "containers": containers,

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from queueprop import exit as exiting
-from queueprop import flush as flushing
 from queueprop import guard
-from queueprop.exit import HandOver
+from queueprop.process import exit as exiting
+from queueprop.process import flush as flushing
+from queueprop.process.exit import HandOver
 
 pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (

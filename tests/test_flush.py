@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -11,9 +12,18 @@ from typing import cast
 import pytest
 from opentelemetry import metrics, trace
 
-from queueprop import flush as flushing
 from queueprop import guard
-from queueprop.flush import flush
+from queueprop.process import exit
+from queueprop.process import flush as flushing
+from queueprop.process.flush import flush
+
+
+def test_its_public_name() -> None:
+    """It is ``queueprop.flush.flush``; what ``queueprop.exit`` gives has its public name, too."""
+    assert importlib.import_module("queueprop.flush").flush is flush
+    doors = importlib.import_module("queueprop.exit")
+    assert (doors.HandOver, doors.SIGTERM_STATUS) == (exit.HandOver, exit.SIGTERM_STATUS)
+
 
 A_HANG = 60  # seconds
 

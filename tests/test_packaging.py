@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import re
 import sys
 from importlib import metadata
@@ -15,7 +16,8 @@ import queueprop
 import queueprop.adapters
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-ADAPTERS = sorted(path.stem for path in (CHECKOUT / "adapters").glob("*.py") if not path.stem.startswith("_"))
+ADAPTERS = sorted(module.name for module in pkgutil.iter_modules([str(CHECKOUT / "adapters")]))
+EXTRAS = [library.replace("_", "-") for library in ADAPTERS]  # as pip knows them
 REINSTALL = "the installed metadata is older than pyproject.toml: install the checkout again"
 
 
@@ -31,13 +33,15 @@ def test_tests_run_on_what_is_installed() -> None:
 
 @pytest.mark.parametrize("library", ADAPTERS)
 def test_adapter_lies_inside_the_package(library: str) -> None:
-    """adapters/<library>.py is installed as queueprop.adapters.<library>."""
+    """A module or a package in adapters/ is installed as queueprop.adapters.<library>."""
     module = importlib.import_module(f"queueprop.adapters.{library}")
     assert module.__file__ is not None
+    place = Path(module.__file__).resolve()
+    place = place.parent if place.name == "__init__.py" else place.with_suffix("")
     if "TOX_ENV_NAME" in os.environ:
-        assert Path(module.__file__).parts[-3:-1] == ("queueprop", "adapters")
+        assert place.parts[-3:] == ("queueprop", "adapters", library)
     else:
-        assert Path(module.__file__).resolve() == CHECKOUT / "adapters" / f"{library}.py"
+        assert place == CHECKOUT / "adapters" / library
 
 
 def test_adapters_is_no_top_level_name() -> None:
@@ -90,13 +94,13 @@ def test_rivals_are_told_by_the_names_that_they_have(library: str) -> None:
         assert found == ({} if rival.entry_point is None else {rival.entry_point: rival.instrumentor})
 
 
-@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo", "all"])
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo", "all"])
 def test_extra_exists(extra: str) -> None:
     """Every library has an extra that installs it, and so have the SDK, the demo, and all together."""
     assert extra in (metadata.metadata("queueprop").get_all("Provides-Extra") or []), REINSTALL
 
 
-@pytest.mark.parametrize("extra", [*ADAPTERS, "sdk", "demo"])
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo"])
 def test_all_has_every_extra(extra: str) -> None:
     """`queueprop[all]` installs what each of the other extras installs."""
     wanted = _required(extra)

@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from queueprop import flush as flushing
 from queueprop import guard, sdk
+from queueprop.process import flush as flushing
 from queueprop.sdk import configure_tracing
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 import pytest
 
-from queueprop.sigterm import stand_in_for_default
+from queueprop.process.sigterm import stand_in_for_default
 
 TERM = signal.SIGTERM
 

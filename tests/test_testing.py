@@ -24,7 +24,7 @@ from queueprop.testing import (
     capture_spans,
     orphans,
 )
-from queueprop.tree import Reference, SpanRecord
+from queueprop.testing.tree import Reference, SpanRecord
 
 pytest_plugins = ["pytester"]
 

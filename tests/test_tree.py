@@ -22,7 +22,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from queueprop.tree import Reference, SpanRecord, render_tree
+from queueprop.testing.tree import Reference, SpanRecord, render_tree
 
 TRACE, OTHER_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"
 MS = 1_000_000

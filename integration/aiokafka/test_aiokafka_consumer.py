@@ -411,7 +411,9 @@ class TestPull:
     async def test_one_span_a_delivery_whatever_is_iterated_again(
         self, tracing: Tracing, spans: Spans, servers: str, topic: str
     ) -> None:
-        """The first iteration of a list handles each record inside its span; nothing after it does."""
+        """The first iteration of a list handles each record inside its span; what is iterated again is inside its
+        context, and makes no second one.
+        """
         await send(tracing, servers, topic, b"one", b"two", b"three")
         async with reading(servers, topic) as consumer:
             [records] = (await tracing.get(consumer.getmany)(timeout_ms=5_000)).values()
@@ -421,13 +423,13 @@ class TestPull:
             if record.value == b"two":
                 break
         assert current() == NOTHING
-        for record in records:  # it goes on where it was: the third is a delivery still
-            if record.value == b"three":
+        for _, before in zip(records, [*inside, None], strict=True):
+            if before is None:  # the third is a delivery still
                 inside.append(current())
             else:
-                assert current() == NOTHING
-        for _ in records:
-            assert current() == NOTHING
+                assert current() == before
+        assert [current() for _ in records] == inside
+        assert current() == NOTHING
         assert [record.value for record in records] == [b"one", b"two", b"three"]
         assert sorted(records, key=lambda record: -record.offset)[0].value == b"three"
         assert [span.context for span in spans.of("process")] == inside

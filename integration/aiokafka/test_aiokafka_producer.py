@@ -35,6 +35,7 @@ from integration.aiokafka.programs import (
 from integration.contract.run import only
 from integration.contract.telemetry import ambient_span
 from integration.live import NOTHING, Spans, current, unique
+from queueprop import guard
 
 
 class TestHeaders:
@@ -67,10 +68,12 @@ class TestHeaders:
 
     @pytest.mark.parametrize("name", ["traceparent", "Traceparent"])
     @in_loop
-    async def test_a_stale_context_does_not_win(
+    async def test_a_context_of_the_caller_s_goes_on_in_the_new_one(
         self, tracing: Tracing, spans: Spans, servers: str, topic: str, name: str
     ) -> None:
-        """Headers of an older message are passed on: the record carries the new context alone."""
+        """Headers of an older message are passed on, and so is its trace: the record carries one context, the new
+        one.
+        """
         stale = [(name, STALE.encode()), ("tracestate", b"a=1"), ("baggage", b"tenant=1"), ("kept", b"it is")]
         given = list(stale)
         async with producing(servers) as producer:
@@ -84,10 +87,13 @@ class TestHeaders:
         assert {key.lower(): value for key, value in record.headers} == {
             "kept": b"it is",
             "traceparent": f"00-{sent.trace_id}-{sent.span_id}-{self._flags(record)}".encode(),
+            "tracestate": b"a=1",
+            "baggage": b"tenant=1",
         }
-        assert len(record.headers) == 2
+        assert len(record.headers) == 4
         assert inside == process.context
-        assert origin(process) == sent.context != tuple(STALE.split("-")[1:3])
+        assert origin(process) == sent.context
+        assert (sent.trace_id, sent.parent_id) == tuple(STALE.split("-")[1:3])
 
     @staticmethod
     def _flags(record: Any) -> str:
@@ -117,9 +123,16 @@ class TestHeaders:
     @pytest.mark.parametrize("room", [0, 30, 200])
     @in_loop
     async def test_headers_that_alone_would_make_it_too_large_are_left_out(
-        self, tracing: Tracing, spans: Spans, servers: str, topic: str, room: int
+        self,
+        tracing: Tracing,
+        spans: Spans,
+        servers: str,
+        topic: str,
+        room: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A message that fits into ``max_request_size`` goes out, with a context where that fits, too."""
+        monkeypatch.setattr(guard, "_logged", {})
         headers = [("tenant", b"a")]
         value = b"x" * (2_000 - room - DefaultRecordBatchBuilder.estimate_size_in_bytes(b"k", b"", headers))
         value = value[: len(value) - 4]  # its length takes more room than that of nothing
@@ -132,7 +145,7 @@ class TestHeaders:
         assert contexts(record) == ([span.context] if room == 200 else [])
         assert record.headers[0] == ("tenant", b"a")
         assert span.status == "UNSET"
-        complaints = [text for text in spans.complaints if "max_request_size" in text]
+        complaints = [text for text in spans.complaints if "leaves no room for a trace context" in text]
         assert len(complaints) == (room != 200)
 
     @in_loop

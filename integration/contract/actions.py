@@ -127,6 +127,12 @@ def deliveries(body: str) -> int:
         return sum(line.startswith(needle) for line in file)
 
 
+def _twice(delivery: Delivery, each: str) -> None:
+    """As a retry loop of the user's inside the handler."""
+    for _ in range(2):
+        _ACTIONS[each](delivery)
+
+
 def _nothing(delivery: Delivery) -> None:
     pass
 
@@ -205,6 +211,7 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
     "meet": _meet,
     "nothing": _nothing,
     "observe": observe,
+    "twice": _twice,
 }
 
 

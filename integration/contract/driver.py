@@ -10,15 +10,20 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from integration.contract.actions import Handler
+from integration.contract.actions import Handler, do
 from queueprop import Settings
-from queueprop.adapter import Adapter
+from queueprop.kit.instrumentor import Adapter
+
+T = TypeVar("T")
+
+Scope = Callable[[T], AbstractContextManager[Any]]
 
 Api = Literal["explicit", "instrumentor"]
 
@@ -133,6 +138,11 @@ class Driver(ABC):
     broker: ClassVar[str | None] = None
     """The broker that it needs: the fixtures ``<broker>_broker`` and ``private_<broker>`` give it."""
 
+    is_quick: ClassVar[bool] = False
+    """Whether all of its styles are shown where time counts (``--columns=quick``): its broker is in the process."""
+
+    styles: ClassVar[Sequence[str]] = ()
+    """The library's ways to consume; the first is shown everywhere."""
     ways: ClassVar[Sequence[str]] = ("publish",)
     """The library's calls that publish, each of which makes one message out of one body."""
     batch_ways: ClassVar[Sequence[str]] = ()
@@ -162,9 +172,11 @@ class Driver(ABC):
     # What the column is.
 
     @classmethod
-    @abstractmethod
     def columns(cls) -> Sequence[Column]:
         """Every style of the library's with every API."""
+        return [
+            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
+        ]
 
     @classmethod
     def absent(cls, column: Column) -> str | None:
@@ -242,6 +254,11 @@ class Driver(ABC):
         """Whether the verbs wrap what they call."""
         return self.api == "explicit" and self._settings is not None
 
+    def _wrapped(self, word: Callable[..., Any], call: T) -> T:
+        """The call as the user of the explicit API wraps it: ``self._wrapped(adapter.traced_get, queue.get)``."""
+        wrapped: T = word(call, settings=self._settings) if self._is_explicit else call
+        return wrapped
+
     def _explicitly(self, scope: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
         """What the user of a pull call writes, also where the instrumentor is on."""
         on = self._is_explicit or (self.api == "instrumentor" and self.instrumentor().is_active)
@@ -283,6 +300,10 @@ class Driver(ABC):
         """Makers of every kind of header object that the library itself accepts from its callers."""
         return {}
 
+    def publish_carrying(self, body: str, fields: Mapping[str, str]) -> None:
+        """Publishes with these propagation fields where the caller of the library would write them."""
+        self.publish(body, fields)
+
     def publish_batch(self, bodies: Sequence[str], *, way: str) -> None:
         raise NotImplementedError
 
@@ -298,6 +319,10 @@ class Driver(ABC):
         come out.
         """
 
+    def consume_twice(self, handler: Handler) -> None:
+        """Handles one delivery twice, as a user would in this style: in the handler, or what was pulled once more."""
+        self.consume(do("twice", each=handler.action))
+
     def consume_batch(self, handler: Handler, count: int) -> None:
         raise NotImplementedError
 
@@ -309,11 +334,43 @@ class Driver(ABC):
         """Begins to consume and leaves after the first message by one of ``exits``, which it also swallows."""
         raise NotImplementedError
 
+    def leave_loop(
+        self, how: str, loop: Iterable[T], handle: Callable[[T], object], scope: Scope[T] = nullcontext
+    ) -> None:
+        """Handles the first message of a loop and leaves it: by ``break``, ``return`` or an exception.
+
+        ``scope`` is around the loop's body: ``with traced_message(message)``.
+        """
+        with contextlib.suppress(_LeftError):
+            _handle_first(how, loop, handle, scope)
+
+    async def leave_loop_async(
+        self,
+        how: str,
+        loop: AsyncIterable[T],
+        handle: Callable[[T], Awaitable[object]],
+        scope: Scope[T] = nullcontext,
+    ) -> None:
+        """The same for ``async for``."""
+        with contextlib.suppress(_LeftError):
+            await _handle_first_async(how, loop, handle, scope)
+
     def consume_killed(self, handler: Handler) -> None:
         """Consumes in a process that ``handler`` kills with SIGKILL, then lets the library notice and
         redeliver.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def _killed(work: Callable[[], object]) -> None:
+        """Forks a process for what kills it, and waits until it is dead."""
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                work()
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
 
     # What a plain client sees.
 
@@ -401,3 +458,31 @@ class Driver(ABC):
 
     def process_attributes(self) -> dict[str, Any]:
         return {}
+
+
+class _LeftError(Exception):
+    """A loop's body raises it to leave."""
+
+
+def _handle_first(how: str, loop: Iterable[T], handle: Callable[[T], object], scope: Scope[T]) -> None:
+    for message in loop:
+        with scope(message):
+            handle(message)
+            if how == "break":
+                break
+            if how == "return":
+                return
+            raise _LeftError
+
+
+async def _handle_first_async(
+    how: str, loop: AsyncIterable[T], handle: Callable[[T], Awaitable[object]], scope: Scope[T]
+) -> None:
+    async for message in loop:
+        with scope(message):
+            await handle(message)
+            if how == "break":
+                break
+            if how == "return":
+                return
+            raise _LeftError

@@ -19,7 +19,7 @@ from integration.contract.driver import Driver
 from integration.contract.run import Rig, Run
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import DEADLINE
-from queueprop.adapter import Adapter, Rival, Rivals
+from queueprop.kit.instrumentor import Adapter, Rival, Rivals
 
 # What Python and its libraries write into classes by themselves.
 _VOLATILE = frozenset(

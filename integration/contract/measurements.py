@@ -28,8 +28,11 @@ class Measurements:
             assert run.total(_SENT) == handled + 1 + failed_publishes
             assert run.total(_CONSUMED) == deliveries == len(run.consumers)
             failed = {"error__type": "integration.contract.actions.HandlerError"}
-            assert run.total(_CONSUMED, **failed) == run.total(_PROCESS, **failed) == refusal.deliveries
-            assert _with_error(run, _CONSUMED) == refusal.deliveries
+            assert run.total(_PROCESS, **failed) == refusal.deliveries
+            # What is pulled is counted at the pull, when nobody knows yet what becomes of it.
+            is_pulled = rig.driver_class.receives(rig.column.style) and rig.column.library != "memory"
+            known = 0 if is_pulled else refusal.deliveries
+            assert run.total(_CONSUMED, **failed) == _with_error(run, _CONSUMED) == known
             assert _with_error(run, _SENT) == _with_error(run, _OPERATION) == failed_publishes
             assert run.points("queueprop.context.missing") == []
 

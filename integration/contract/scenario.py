@@ -1,4 +1,4 @@
-"""The 28 behaviours that every adapter must show, and the mark that ties a test to one of them."""
+"""The 37 behaviours that every adapter must show, and the mark that ties a test to one of them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ TITLES = {
     26: "Untrusted sources and baggage_allow",
     27: "After a restart of the broker, traced as before",
     28: "On the wire: one of each, in the right types",
+    29: "What no handler gets has a span that says so",
+    30: "What the library publishes for a message is in its trace",
+    31: "A periodic firing is a trace of its own",
+    32: "A killed process: one span, with ERROR, from who is left",
+    33: "Another language's official place, both ways",
+    34: "Retries are siblings, however many",
+    35: "Connected inside a span: it is in no handler",
+    36: "Handled twice: never outside, no second span",
+    37: "A context that the caller wrote goes on",
 }
 
 

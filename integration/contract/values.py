@@ -110,6 +110,7 @@ LOW_CARDINALITY = frozenset(
     [
         "messaging.system",
         "messaging.operation.name",
+        "messaging.operation.type",
         "messaging.destination.name",
         "messaging.destination.template",
         "messaging.destination.partition.id",

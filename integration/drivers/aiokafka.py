@@ -1,8 +1,8 @@
 """aiokafka on a live Kafka, or on librdkafka's mock cluster: every way to consume, through both APIs.
 
-Each verb runs in an event loop of its thread. Consumers are assigned their partition by hand, so that none waits for a
-group to gather; what a group has committed counts all the same. Kafka needs a tenth of a second to make a topic: the
-runs of one style share theirs, each from where it ended and with a group of its own.
+Consumers are assigned their partition by hand, so that none waits for a group to gather; what a group has committed
+counts all the same. Kafka needs a tenth of a second to make a topic: the runs of one style share theirs, each from
+where it ended and with a group of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, ClassVar
@@ -24,21 +22,20 @@ from integration.contract.driver import (
     Api,
     Column,
     Counts,
-    Driver,
-    Failing,
     Need,
     Refusal,
     WireMessage,
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error
+from integration.drivers.event_loop import AsyncioDriver, EventLoop, left_by_cancel
 from queueprop.adapters import aiokafka as adapter
 
 _CLIENT = "contract"
 _BACKOFF = 10  # milliseconds, instead of a hundred, that a client sleeps until it asks again
 
 
-class AIOKafkaDriver(Driver):
+class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
     """``async for``, ``getone`` and ``getmany``; a record that is handled is committed."""
 
     library = "aiokafka"
@@ -107,8 +104,6 @@ class AIOKafkaDriver(Driver):
         self.queue, self.other_queue = f"orders-{shared}", f"shipments-{shared}"
         self._begins: Mapping[Any, int] = {}
         self._refusals: dict[str, str] = {}
-        self._threads: dict[int, _Thread] = {}
-        self._pending: list[asyncio.Future[Any]] = []
         self._last: Any = None
         self._producer_class: Any = AIOKafkaProducer
         self._consumer_class: Any = AIOKafkaConsumer
@@ -123,11 +118,11 @@ class AIOKafkaDriver(Driver):
         async with self._plain_consumer(*topics) as consumer:
             return dict(await consumer.end_offsets(list(map(_partition, topics))))
 
+    def make_event_loop(self) -> _EventLoop:
+        return _EventLoop(self._producer_class, self._servers)
+
     def close(self) -> None:
-        with self._untraced():
-            for thread in self._threads.values():
-                thread.close()
-        self._threads = {}
+        self.close_event_loops()
 
     def reconnect(self) -> None:
         self.close()
@@ -135,17 +130,6 @@ class AIOKafkaDriver(Driver):
     @property
     def _servers(self) -> str:
         return addresses(self.url or "")
-
-    @property
-    def _thread(self) -> _Thread:
-        """Event loops, and so producers, are for one thread."""
-        number = threading.get_ident()
-        if number not in self._threads:
-            self._threads[number] = _Thread(self._producer_class, self._servers)
-        return self._threads[number]
-
-    def _run(self, verb: Coroutine[Any, Any, Any]) -> Any:
-        return self._thread.run(verb)
 
     # Publishing
 
@@ -166,7 +150,7 @@ class AIOKafkaDriver(Driver):
         self._run(self._send(self.queue, body, container))
 
     async def _send(self, topic: str, body: Any, headers: Any = None, way: str | None = None) -> None:
-        producer = await self._thread.producer()
+        producer = await self._event_loop.producer()
         if way == "send":
             await (await self._traced(producer.send)(topic, body.encode(), partition=0, headers=headers))
         else:
@@ -174,11 +158,8 @@ class AIOKafkaDriver(Driver):
 
     def publish_batch(self, bodies: Sequence[str], *, way: str) -> None:
         async def send() -> None:
-            producer = await self._thread.producer()
-            create = producer.create_batch
-            if self._is_explicit:
-                create = adapter.traced_create_batch(create, settings=self._settings)
-            batch = create()
+            producer = await self._event_loop.producer()
+            batch = self._wrapped(adapter.traced_create_batch, producer.create_batch)()
             for body in bodies:
                 assert batch.append(timestamp=None, key=None, value=body.encode()) is not None
             await (await self._traced(producer.send_batch)(batch, self.queue, partition=0))
@@ -196,38 +177,37 @@ class AIOKafkaDriver(Driver):
             "a forwarded list": lambda: list(stale),
         }
 
-    def failing(self) -> Sequence[Failing]:
+    def failing_ways(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, Any]]]:
         async def too_large() -> None:
-            producer = await self._thread.producer()
+            producer = await self._event_loop.producer()
             await self._traced(producer.send)(self.queue, b"x" * 2_000_000)
 
         async def no_such_partition() -> None:
-            producer = await self._thread.producer()
+            producer = await self._event_loop.producer()
             await self._traced(producer.send)(self.queue, b"x", partition=99)
 
         async def nothing_to_send() -> None:
-            producer = await self._thread.producer()
+            producer = await self._event_loop.producer()
             await self._traced(producer.send)(self.queue)
 
         async def no_bytes() -> None:
-            producer = await self._thread.producer()
+            producer = await self._event_loop.producer()
             await self._traced(producer.send)(self.queue, "text")
 
         async def stopped() -> None:
-            producer = self._thread.make()
+            producer = self._event_loop.make()
             await producer.start()
             await producer.partitions_for(self.queue)  # else it would wait for them
             await producer.stop()
             await self._traced(producer.send)(self.queue, b"x", partition=0)
 
-        ways = {
+        return {
             "too large": too_large,
             "no such partition": no_such_partition,
             "neither key nor value": nothing_to_send,
             "no bytes": no_bytes,
             "the producer is stopped": stopped,
         }
-        return [Failing(name, lambda way=way: self._run(way())) for name, way in ways.items()]  # type: ignore[misc]
 
     def plant(
         self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
@@ -236,7 +216,7 @@ class AIOKafkaDriver(Driver):
             self._run(self._send_plainly(body, [*(_pairs(headers) or ()), *(_pairs(fields) or ())]))
 
     async def _send_plainly(self, body: str, headers: Any) -> None:
-        producer = await self._thread.producer()
+        producer = await self._event_loop.producer()
         await producer.send_and_wait(self.queue, body.encode(), partition=0, headers=headers)
 
     @classmethod
@@ -252,27 +232,16 @@ class AIOKafkaDriver(Driver):
         return value is None or (isinstance(value, (str, bytes)) and len(value) < 900_000)
 
     def kept_publish(self) -> Callable[[str], object]:
-        send = self._run(self._thread.producer()).send_and_wait
+        send = self._run(self._event_loop.producer()).send_and_wait
         return lambda body: self._run(send(self.queue, body.encode(), partition=0))
 
     def _traced(self, publish: Any) -> Any:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     # Consuming
 
     def consume(self, handler: Handler, count: int = 1) -> None:
-        self._run(self._consume(handler, count))
-
-    def consume_killed(self, handler: Handler) -> None:
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                asyncio.events._set_running_loop(None)
-                asyncio.run(self._consume(handler, 1))
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        self.consume(handler)
+        self._run(self.consume_by(self._event_loop, handler, count))
 
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         self._run(
@@ -315,7 +284,7 @@ class AIOKafkaDriver(Driver):
 
         self._run(consume())
 
-    async def _consume(self, handler: Handler, count: int) -> None:
+    async def consume_by(self, loop: _EventLoop, handler: Handler, count: int) -> None:
         handled = 0
         async with self._consuming() as consumer:
             while handled < count:
@@ -351,7 +320,7 @@ class AIOKafkaDriver(Driver):
                 scope = self._explicitly(lambda: adapter.traced_message(record, settings=self._settings))
             with scope:
                 run(handler, self._delivery(record))
-                await self._settle_pending()
+                await self.all_sent()
         except Exception as error:
             return await self._refuse(consumer, record, error)
         self._last = record
@@ -373,28 +342,21 @@ class AIOKafkaDriver(Driver):
         return False
 
     async def _commit(self, consumer: Any, record: Any) -> None:
-        commit = consumer.commit
-        if self._is_explicit:
-            commit = adapter.traced_settle(commit, settings=self._settings)
+        commit = self._wrapped(adapter.traced_settle, consumer.commit)
         await commit({_partition(record.topic): record.offset + 1})
 
     def _loop(self, consumer: Any) -> Any:
-        return adapter.traced_messages(consumer, settings=self._settings) if self._is_explicit else consumer
+        return self._wrapped(adapter.traced_messages, consumer)
 
     async def _pull(self, consumer: Any) -> Any:
         if self.style == "getmany":
             while True:
                 for some in (await self._getmany(consumer, 1)).values():
                     return some[0]
-        get = consumer.getone
-        if self._is_explicit:
-            get = adapter.traced_get(get, settings=self._settings)
-        return await get()
+        return await self._wrapped(adapter.traced_get, consumer.getone)()
 
     async def _getmany(self, consumer: Any, count: int) -> Any:
-        get = consumer.getmany
-        if self._is_explicit:
-            get = adapter.traced_get(get, settings=self._settings)
+        get = self._wrapped(adapter.traced_get, consumer.getmany)
         return await get(timeout_ms=1_000, max_records=count)
 
     @asynccontextmanager
@@ -421,13 +383,9 @@ class AIOKafkaDriver(Driver):
     def _delivery(self, record: Any) -> Delivery:
         def publish(body: str, headers: Any = None) -> None:
             pairs = None if headers is None else list(headers)
-            self._pending.append(asyncio.ensure_future(self._send(self.other_queue, body, pairs)))
+            self.send_soon(self._send(self.other_queue, body, pairs))
 
         return Delivery(record.value.decode(), record.headers, publish)
-
-    async def _settle_pending(self) -> None:
-        while self._pending:
-            await self._pending.pop(0)
 
     def leave(self, how: str, handler: Handler) -> None:
         async def leave() -> None:
@@ -465,11 +423,7 @@ class AIOKafkaDriver(Driver):
                 begun.set()
                 await asyncio.sleep(DEADLINE)
 
-        task = asyncio.ensure_future(hang())
-        await asyncio.wait_for(begun.wait(), DEADLINE)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await left_by_cancel(hang(), begun)
 
     # What a plain client sees
 
@@ -579,17 +533,14 @@ class _LeftError(Exception):
     """A loop's body raises it to leave."""
 
 
-class _Thread:
-    """An event loop, and its producer once there is one."""
+class _EventLoop(EventLoop):
+    """Has a producer once there is one."""
 
     def __init__(self, producer_class: Any, servers: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        super().__init__()
         self._producer_class = producer_class
         self._servers = servers
         self._producer: Any = None
-
-    def run(self, verb: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run_until_complete(verb)
 
     def make(self) -> Any:
         return self._producer_class(
@@ -606,7 +557,7 @@ class _Thread:
     def close(self) -> None:
         if self._producer is not None:
             self.run(self._producer.stop())
-        self._loop.close()
+        super().close()
 
 
 def _partition(topic: str) -> Any:

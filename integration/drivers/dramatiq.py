@@ -204,7 +204,7 @@ class DramatiqDriver(Driver):
         if way == "send":
             options, actor = {}, _with_options(actor, options)
         if refusal == "retry" or retries:
-            options |= {"max_retries": retries or 1, "min_backoff": 1}
+            options |= {"max_retries": retries or 1, "min_backoff": 1, "max_backoff": 1}
         if way == "send":
             actor.send(body)
         elif way in (None, "send_with_options"):
@@ -217,6 +217,10 @@ class DramatiqDriver(Driver):
             else:
                 made: Any = dramatiq.pipeline if way == "pipeline.run" else dramatiq.group
                 made([message], broker=self.app).run()
+
+    def publish_carrying(self, body: str, fields: Mapping[str, str]) -> None:
+        options: Any = {adapter.OPTION: dict(fields)}
+        self.publish(body, options)
 
     def publish_with(self, body: str, container: object) -> None:
         options: Any = container
@@ -534,6 +538,7 @@ class RabbitmqDriver(DramatiqDriver):
 
 
 class StubDriver(DramatiqDriver):
+    is_quick = True
     """Messages wait in this process."""
 
     broker = None

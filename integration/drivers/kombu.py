@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -209,7 +208,7 @@ class KombuDriver(Driver):
         self._traced(self._producer_class(channel).publish)(body, **options)
 
     def _traced(self, publish: Callable[..., Any]) -> Callable[..., Any]:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     def plant(
         self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
@@ -283,10 +282,10 @@ class KombuDriver(Driver):
                 yield functools.partial(self._traced_get(simple.get), timeout=DEADLINE)
 
     def _traced_get(self, get: Callable[..., Any]) -> Callable[..., Any]:
-        return adapter.traced_get(get, settings=self._settings) if self._is_explicit else get
+        return self._wrapped(adapter.traced_get, get)
 
     def traced_settle(self, settle: Callable[[], Any]) -> Callable[[], Any]:
-        return adapter.traced_settle(settle, settings=self._settings) if self._is_explicit else settle
+        return self._wrapped(adapter.traced_settle, settle)
 
     def _handling(self, message: kombu.Message) -> contextlib.AbstractContextManager[Any]:
         return self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
@@ -310,13 +309,7 @@ class KombuDriver(Driver):
                 future.result(DEADLINE)
 
     def consume_killed(self, handler: Handler) -> None:
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                self._consume(self._connect(), handler, 1)
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        self._killed(lambda: self._consume(self._connect(), handler, 1))
         self._await_redelivery()
         self.consume(handler)
 

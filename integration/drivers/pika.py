@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,69 +18,31 @@ from urllib.parse import urlsplit
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
-from pika.exceptions import AMQPError
 
 from integration.contract.actions import Delivery, Handler, run, run_async
 from integration.contract.driver import (
     Api,
-    Column,
-    Counts,
-    Driver,
     Failing,
-    Need,
     Refusal,
-    WireMessage,
-    split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from integration.drivers.pika_loop import Loop
-from queueprop import Destination, rabbitmq
+from integration.drivers.rabbitmq import RabbitmqDriver, close
+from queueprop import Destination
 from queueprop.adapters import pika as adapter
-
-_FRAME_MAX = 131_072
-
-# A kind of connection each; what else there is runs the same code of ours.
-_SHOWN_WITH_MANY = ("callback", "consume()", "SelectConnection")
+from queueprop.kit import rabbitmq
 
 
-class PikaDriver(Driver):
-    """BlockingConnection. The queue is a classic one, but a quorum queue where redeliveries are counted."""
+class PikaDriver(RabbitmqDriver):
+    """BlockingConnection."""
 
     library = "pika"
-    system = "rabbitmq"
-    broker = "rabbitmq"
     packages = frozenset({"pika"})
     ways: ClassVar[Sequence[str]] = ("basic_publish", "with confirms", "mandatory")
-    refusals: ClassVar[Sequence[Refusal]] = (
-        Refusal("dead-letter"),
-        Refusal("requeue", 2),
-        Refusal("left unacked"),
-    )
-    tells_attempt = True
-    send_time_resolution = 1.0  # AMQP's timestamps are whole seconds
     styles: ClassVar[Sequence[str]] = ("callback", "consume()", "basic_get", "several consumers")
-
-    @classmethod
-    def columns(cls) -> Sequence[Column]:
-        return [
-            Column(cls.library, style, api) for style in cls.styles for api in ("explicit", "instrumentor")
-        ]
-
-    @classmethod
-    def lacks(cls, column: Column) -> Mapping[Need, str]:
-        lacks: dict[Need, str] = {
-            "batch": "pika publishes one message a call",
-            "delay": "RabbitMQ delays by expiry and dead-lettering, in queues of the user's",
-            "retry": "pika has no retries",
-            "worker processes": "pika starts no processes",
-        }
-        if column.style != "basic_get":
-            lacks["batch receive"] = "pika hands over one message at a time"
-        if not cls.exits(column.style):
-            lacks["exits"] = "the loop is pika's own"
-        if column.api == "explicit":
-            lacks["instrumentor"] = "explicit API: nothing is patched"
-        return lacks
+    loops = ("consume()",)
+    pulls = ("basic_get",)
+    shown_with_many = ("callback", "consume()", "SelectConnection")
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
@@ -91,58 +51,22 @@ class PikaDriver(Driver):
             "basic_get": ("break", "return", "exception"),
         }.get(style, ())
 
-    @classmethod
-    def receives(cls, style: str) -> bool:
-        return style == "basic_get"
-
-    @classmethod
-    def many(cls, column: Column) -> int:
-        return 10_000 if column.style in _SHOWN_WITH_MANY and column.api == "instrumentor" else 1_000
-
-    @classmethod
-    def remarks(cls, column: Column) -> Mapping[int, str]:
-        remarks = {15: f"{cls.many(column):,} messages on one thread"}
-        if column.style == "consume()":
-            told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
-            return {**remarks, 9: told, 11: told, 25: told}
-        return remarks
-
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self.dead_queue = f"{self.queue}-dead"
-        self._declared = False
-        self._declaring = threading.Lock()
-        self._refusals: dict[str, str] = {}
         self._connection_class: Any = pika.BlockingConnection
 
     # Life
 
-    def open(self) -> None:
-        self.reconnect()
-        channel = self._plain
-        for queue in (self.dead_queue, self.other_queue):
-            channel.queue_declare(queue, durable=True)
-
-    def close(self) -> None:
-        self._close_consumers()
-        self._disconnect()
-        with self._untraced(), self._connect() as connection:
-            for queue in (self.queue, self.dead_queue, self.other_queue):
-                connection.channel().queue_delete(queue)
-
     def reconnect(self) -> None:
-        self._disconnect()
+        super().reconnect()
         self._lock = threading.Lock()
         self._publishers: dict[int, Any] = {}
         self._consumers: list[Any] = []
-        self._plain_connection = self._connect()
-        self._plain = self._plain_connection.channel()
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
         for publisher in getattr(self, "_publishers", {}).values():
-            _close(publisher)
-        if hasattr(self, "_plain_connection"):
-            _close(self._plain_connection)
+            close(publisher)
+        super().disconnect()
 
     def _connect(self) -> Any:
         return self._connection_class(self._parameters)
@@ -163,8 +87,8 @@ class PikaDriver(Driver):
         refusal: str | None = None,
         retries: int = 0,
     ) -> None:
-        self._declare(quorum=refusal == "requeue")
-        self._refusals[body] = refusal or "dead-letter"
+        self.declare(refusal)
+        self.will_be_refused(body, refusal)
         # Rounded: the wait that is told then stays within the resolution, also where a connection is made first.
         properties = pika.BasicProperties(
             headers=dict(headers) if headers else None, timestamp=round(time.time())
@@ -172,7 +96,7 @@ class PikaDriver(Driver):
         self._publish(body, properties, way)
 
     def publish_with(self, body: str, container: object) -> None:
-        self._declare()
+        self.declare()
         self._publish(body, container, None)
 
     def _publish(self, body: str, properties: Any, way: str | None) -> None:
@@ -212,48 +136,21 @@ class PikaDriver(Driver):
         self._traced(channel.basic_publish)(exchange, routing_key, b"lost", mandatory=True)
 
     def _publish_to_full_queue(self) -> None:
-        queue = f"{self.queue}-full"
-        full = {"x-max-length": 0, "x-overflow": "reject-publish"}
-        self._plain.queue_declare(queue, arguments=full, auto_delete=True)
-        try:
+        with self.full_queue() as queue:
             self._publish_confirmed("", queue)
-        finally:
-            self._plain.queue_delete(queue)
 
     def _publish_on_closed_channel(self) -> None:
         channel = self._connection().channel()
         channel.close()
         self._traced(channel.basic_publish)("", self.queue, b"lost")
 
-    def plant(
-        self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
-    ) -> None:
-        self._declare()
-        properties = pika.BasicProperties(headers={**(headers or {}), **fields} or None)
-        with self._untraced():
-            self._plain.basic_publish("", self.queue, body.encode(), properties)
-
-    @classmethod
-    def junk_carriers(cls) -> Sequence[object]:
-        return (None,)  # AMQP has a table there, or nothing
-
-    def plant_junk(self, body: str, junk: object) -> None:
-        self._declare()
-        with self._untraced():
-            self._plain.basic_publish("", self.queue, body.encode(), pika.BasicProperties(headers=junk))
-
-    @classmethod
-    def can_plant(cls, value: object) -> bool:
-        # A table has no floats (of pika's), and no more than fits into a frame.
-        return not isinstance(value, float) and not (isinstance(value, str) and len(value) > _FRAME_MAX)
-
     def kept_publish(self) -> Callable[[str], object]:
-        self._declare()
+        self.declare()
         publish = self._channel().basic_publish
         return lambda body: publish("", self.queue, body.encode())
 
     def _traced(self, publish: Any) -> Any:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     def _connection(self) -> Any:
         """A connection is for one thread."""
@@ -273,48 +170,41 @@ class PikaDriver(Driver):
         channel.confirm_delivery()
         return channel
 
-    def _declare(self, quorum: bool = False) -> None:
-        with self._declaring:
-            if self._declared:
-                return
-            self._declared = True
-            arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead_queue}
-            if quorum:
-                arguments["x-queue-type"] = "quorum"
-            self._plain.queue_declare(self.queue, durable=True, arguments=arguments)
-
-    def _arrive(self) -> None:
-        """Returns when all that was published so far is in its queue."""
-        self._declare()
+    def flush(self) -> None:
         for publisher in self._publishers.values():
             publisher.queueprop_channel.queue_declare(self.queue, passive=True)
-        self._plain.queue_declare(self.queue, passive=True)
 
     # Consuming
 
     def consume(self, handler: Handler, count: int = 1) -> None:
-        self._arrive()
+        self.arrive()
         self._consume_here(handler, count)
 
+    def consume_twice(self, handler: Handler) -> None:
+        if self.style != "basic_get":
+            super().consume_twice(handler)
+            return
+        self.arrive()
+        with self._consuming(1) as channel:
+            message = self._pull(channel)
+            for _ in range(2):
+                with self._scope(message):
+                    run(handler, self._delivery(channel, message))
+            self._ack(channel, message[0])
+
     def consume_concurrently(self, handler: Handler, count: int) -> None:
-        self._arrive()
+        self.arrive()
         with ThreadPoolExecutor(count) as executor:
             for future in [executor.submit(self._consume_here, handler, 1) for _ in range(count)]:
                 future.result(DEADLINE)
 
     def consume_killed(self, handler: Handler) -> None:
-        self._arrive()
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                self._consume_here(handler, 1)
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        self.arrive()
+        self._killed(lambda: self._consume_here(handler, 1))
         self._consume_here(handler, 1)
 
     def consume_batch(self, handler: Handler, count: int) -> None:
-        self._arrive()
+        self.arrive()
         with self._consuming(count) as channel:
             messages = [self._pull(channel) for _ in range(count)]
             with self._explicitly(lambda: adapter.traced_batch(messages, settings=self._settings)):
@@ -397,9 +287,7 @@ class PikaDriver(Driver):
         )
 
     def _pull(self, channel: Any) -> Any:
-        get = channel.basic_get
-        if self._is_explicit:
-            get = adapter.traced_get(get, settings=self._settings)
+        get = self._wrapped(adapter.traced_get, channel.basic_get)
         found: list[Any] = []
 
         def pull() -> bool:
@@ -415,7 +303,7 @@ class PikaDriver(Driver):
             if self.style == "consume()" and handler.action != "fail":
                 scope: AbstractContextManager[Any] = contextlib.nullcontext()
             else:
-                scope = self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
+                scope = self._scope(message)
             with scope:
                 run(handler, self._delivery(channel, message))
         except Exception as error:
@@ -433,51 +321,32 @@ class PikaDriver(Driver):
         return Delivery(body.decode(), properties.headers, publish)
 
     def _ack(self, channel: Any, method: Any) -> None:
-        settle = channel.basic_ack
-        if self._is_explicit:
-            settle = adapter.traced_settle(settle, settings=self._settings)
-        settle(method.delivery_tag)
+        self._wrapped(adapter.traced_settle, channel.basic_ack)(method.delivery_tag)
 
     def _refuse(self, channel: Any, message: Any, error: Exception) -> None:
         """What a user does about an exception that came out of pika, or of the body of a loop."""
         tell_library_error(error)
         method, _, body = message
-        refusal = self._refusals[body.decode()]
-        if refusal == "left unacked":
-            return
-        channel.basic_nack(method.delivery_tag, requeue=refusal == "requeue" and not method.redelivered)
+        requeue = self.requeues(body.decode(), method.redelivered)
+        if requeue is not None:
+            channel.basic_nack(method.delivery_tag, requeue=requeue)
 
     def leave(self, how: str, handler: Handler) -> None:
-        self._arrive()
+        self.arrive()
         with self._consuming(1) as channel:
+
+            def handle(message: Any) -> None:
+                run(handler, self._delivery(channel, message))
+
             if self.style == "basic_get":
-                with contextlib.suppress(_LeftError):
-                    self._leave_pulling(how, channel, handler)
+                self.leave_loop(how, iter(lambda: self._pull(channel), None), handle, self._scope)
             elif how in ("break", "return", "exception"):
-                with contextlib.suppress(_LeftError):
-                    self._leave_loop(how, channel, handler)
+                self.leave_loop(how, self._loop(channel), handle)
             else:
                 self._leave_kept_loop(how, channel, handler)
 
-    def _leave_pulling(self, how: str, channel: Any, handler: Handler) -> None:
-        while True:
-            message = self._pull(channel)
-            with self._explicitly(lambda: adapter.traced_message(message, settings=self._settings)):  # noqa: B023
-                run(handler, self._delivery(channel, message))
-                if how == "break":
-                    break
-                if how == "return":
-                    return
-                raise _LeftError
-
-    def _leave_loop(self, how: str, channel: Any, handler: Handler) -> None:
-        for message in self._loop(channel):
-            run(handler, self._delivery(channel, message))
-            if how == "break":
-                break
-            if how == "return":
-                return
-            raise _LeftError
+    def _scope(self, message: Any) -> AbstractContextManager[Any]:
+        return self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
 
     def _leave_kept_loop(self, how: str, channel: Any, handler: Handler) -> None:
         loop = self._loop(channel)
@@ -497,37 +366,10 @@ class PikaDriver(Driver):
             run(handler, self._delivery(channel, message))
             break
 
-    # What a plain client sees
-
-    def wire(self, queue: str | None = None) -> list[WireMessage]:
-        self._arrive()
-        with self._untraced(), self._plain_connection.channel() as channel:
-            messages = list(iter(lambda: channel.basic_get(queue or self.queue), (None, None, None)))
-            channel.basic_nack(0, multiple=True, requeue=True)
-        return [
-            WireMessage(body.decode(), *split_headers((properties.headers or {}).items()))
-            for _, properties, body in messages
-        ]
-
-    def counts(self) -> Counts:
-        """Unacked is what comes back once nobody holds it any more."""
-        self._arrive()
-        left, dead = self._count(self.queue), self._count(self.dead_queue)
-        self._close_consumers()
-        return Counts(left, self._count(self.queue) - left, dead)
-
-    def _count(self, queue: str) -> int:
-        """The messages that are ready. They come back, and go to the dead, a moment after they are given up."""
-        counts = [-1]
-        while len(counts) < 4 or len(set(counts[-3:])) > 1:
-            counts.append(self._plain.queue_declare(queue, passive=True).method.message_count)
-            time.sleep(0.02)
-        return counts[-1]
-
-    def _close_consumers(self) -> None:
+    def close_consumers(self) -> None:
         with self._untraced():
             while self._consumers:
-                _close(self._consumers.pop())
+                close(self._consumers.pop())
 
     # The instrumentor
 
@@ -542,31 +384,6 @@ class PikaDriver(Driver):
             yield
         finally:
             self._connection_class = plain
-
-    # What is expected
-
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
-    def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "messaging.rabbitmq.message.delivery_tag": int,
-            "queueprop.message.delivery_attempt": 1,
-            "queueprop.message.queue_time": float,
-        }
-
-    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        address = urlsplit(self.url or "")
-        return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
-            "messaging.rabbitmq.destination.routing_key": self.queue,
-            "server.address": address.hostname,
-            "server.port": address.port,
-        }
 
 
 class PikaLoopDriver(PikaDriver):
@@ -594,7 +411,7 @@ class PikaLoopDriver(PikaDriver):
         if self.style == "SelectConnection":
             super().consume_concurrently(handler, count)
             return
-        self._arrive()
+        self.arrive()
         self._consume_in_tasks(handler, count)
 
     def _consume_here(self, handler: Handler, count: int) -> None:
@@ -666,11 +483,9 @@ class PikaLoopDriver(PikaDriver):
         loop.close()
         self._traced(loop.channel.basic_publish)("", self.queue, b"lost")
 
-    def _arrive(self) -> None:
-        self._declare()
+    def flush(self) -> None:
         for publisher in self._publishers.values():
             publisher.flush(self.queue)
-        self._plain.queue_declare(self.queue, passive=True)
 
     @contextmanager
     def subclassed(self) -> Iterator[None]:
@@ -679,10 +494,6 @@ class PikaLoopDriver(PikaDriver):
             yield
         finally:
             self._loop_class = None
-
-
-class _LeftError(Exception):
-    """A loop's body raises it to leave."""
 
 
 def _subclass_of(connection_class: Any) -> Any:
@@ -721,8 +532,3 @@ def _derived(channel_class: Any) -> Any:
             return super().basic_consume(*args, **kwargs)
 
     return DerivedChannel
-
-
-def _close(connection: Any) -> None:
-    with contextlib.suppress(AMQPError, AssertionError):
-        connection.close()

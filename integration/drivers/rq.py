@@ -206,6 +206,10 @@ class RQDriver(Driver):
         else:
             self._traced(queue.enqueue)(job, body, **options)
 
+    def publish_carrying(self, body: str, fields: Mapping[str, str]) -> None:
+        meta: Any = {adapter.META_KEY: dict(fields)}
+        self.publish(body, meta)
+
     def publish_with(self, body: str, container: object) -> None:
         self._traced(self._queue().enqueue)(self._job, body, meta=container)
 
@@ -263,7 +267,7 @@ class RQDriver(Driver):
         return rq_jobs.perform_decorated if decorated else rq_jobs.perform
 
     def _traced(self, publish: Callable[..., Any]) -> Callable[..., Any]:
-        return adapter.traced_publish(publish, settings=self._settings) if self._is_explicit else publish
+        return self._wrapped(adapter.traced_publish, publish)
 
     def _queue(self, name: str | None = None) -> rq.Queue:
         return self._queue_class(name or self.queue, connection=self._connection)

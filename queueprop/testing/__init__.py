@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from queueprop.tree import Reference, SpanLike, SpanRecord, render_tree
+from queueprop.testing.tree import Reference, SpanLike, SpanRecord, render_tree
 
 if TYPE_CHECKING:
     from types import ModuleType

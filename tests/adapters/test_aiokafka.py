@@ -25,6 +25,7 @@ pytest.importorskip("aiokafka")
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.record.memory_records import MemoryRecords
 from opentelemetry import baggage
 from opentelemetry.context import attach, detach, get_current
@@ -42,9 +43,11 @@ from opentelemetry.trace import (
 )
 
 from queueprop import Destination, Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import aiokafka as adapter
+from queueprop.kit import kafka
+from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
+from tests.adapters import faults
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 TRACEPARENT = f"00-{TRACE_ID:032x}-b7ad6b7169203331-01".encode()
@@ -366,14 +369,20 @@ class TestSend:
         assert first["traceparent"] != second["traceparent"]
 
     @in_loop
-    async def test_a_stale_context_is_dropped(self, captured_spans: Any, api: Any) -> None:
-        """Of a record that is forwarded with the headers it came with, the new context goes out, alone."""
+    async def test_a_context_of_the_caller_s_goes_on_in_the_new_one(
+        self, captured_spans: Any, api: Any
+    ) -> None:
+        """Of a record that is relayed with the headers it came with, its trace goes on: one context goes out, the new
+        one."""
         producer = Producer()
         stale = [("Traceparent", TRACEPARENT), ("tracestate", b"a=1"), ("tenant", b"a")]
         await api.publish(producer.it.send)("orders", b"hello", headers=stale)
         [headers] = producer.headers()
-        assert set(headers) == {"tenant", "traceparent"}
+        assert set(headers) == {"tenant", "traceparent", "tracestate"}
         assert headers["traceparent"] != TRACEPARENT
+        assert headers["tracestate"] == b"a=1"
+        await producer.delivers()
+        assert only(captured_spans).context.trace_id == TRACE_ID
 
     @in_loop
     async def test_tuples_of_headers_go_out(self, captured_spans: Any, api: Any) -> None:
@@ -1039,7 +1048,8 @@ class TestPulling:
 
     @in_loop
     async def test_iterating_what_getmany_gave(self, captured_spans: Any, api: Any) -> None:
-        """The first iteration handles each record inside its span: once a record, whatever is iterated again."""
+        """The first iteration handles each record inside its span; what is iterated again has no second one, and its
+        body is in the record's trace."""
         found = await api.get(Consumer(record(1), record(2), record(3)).it.getmany)()
         records = found[ORDERS]
         for _ in records:
@@ -1048,7 +1058,8 @@ class TestPulling:
         for _ in records:
             pass
         for _ in records:
-            assert not current().is_valid
+            assert current().trace_id == TRACE_ID
+        assert not current().is_valid
         offsets = [
             span.attributes["messaging.kafka.offset"] for span in captured_spans.kind(SpanKind.CONSUMER)
         ]
@@ -1400,7 +1411,7 @@ def test_servers(servers: Any, told: Any) -> None:
     assert adapter._told(SimpleNamespace(_bootstrap_servers=servers, _client_id="x")) == ("x", *told)
 
 
-MANY = range(1, 47)
+MANY = range(1, 13)
 
 
 def _raise(*args: Any, **kwargs: Any) -> Any:
@@ -1411,7 +1422,7 @@ class TestBroken:
     """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
 
     async def _everything(self, settings: Settings) -> None:
-        """Sends, batches, loops, pulls, handlers and commits, of 46 messages each."""
+        """Sends, batches, loops, pulls, handlers and commits, of twelve messages each."""
         reported: list[str] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, told: reported.append(told["message"]))
         instrumentor = adapter.AIOKafkaInstrumentor()
@@ -1424,7 +1435,7 @@ class TestBroken:
                 handled: list[int] = []
                 await way(consumer.it, settings, handled)
                 assert handled == [*MANY], way
-                await consumer.it.commit({ORDERS: 47})
+                await consumer.it.commit({ORDERS: MANY.stop})
                 assert len(consumer.committed) == 1
                 assert not current().is_valid
         finally:
@@ -1489,31 +1500,26 @@ class TestBroken:
 
     @pytest.mark.usefixtures("broken_logging")
     @pytest.mark.parametrize(
-        "ours",
-        [
-            *(
-                "_published_to",
-                "_consumed_from",
-                "_of_all",
-                "_message_of",
-                "_describe_record",
-                "_describe_publish",
-            ),
-            *(
-                "_describe_answer",
-                "_with_room",
-                "_Batch",
-                "_Publication",
-                "_Uncommitted",
-                "_takes_headers",
-                "Message",
-            ),
-        ],
+        "ours", [*faults.OF_THE_LIBRARY, *faults.OF_ITS_PUBLICATIONS, "headers_of_record"]
     )
     @in_loop
     async def test_a_fault_of_ours_and_no_logging(self, monkeypatch: pytest.MonkeyPatch, ours: str) -> None:
         """Whatever of the adapter raises at each message, and though it cannot be told."""
-        monkeypatch.setattr(adapter, ours, _raise)
+        faults.break_word(monkeypatch, adapter.AIOKAFKA, ours)
+        await self._everything(SETTLED)
+
+    @pytest.mark.usefixtures("broken_logging")
+    @pytest.mark.parametrize(
+        "ours",
+        [
+            *("Message", "fitted", "Publish", "kafka.destination", "kafka.destination_of_all"),
+            *("kafka.key_attributes", "kafka.address"),
+        ],
+    )
+    @in_loop
+    async def test_a_fault_below_and_no_logging(self, monkeypatch: pytest.MonkeyPatch, ours: str) -> None:
+        """Likewise what the adapter makes use of, in batches and answers as well."""
+        monkeypatch.setattr(f"{adapter.__name__}.{ours}", _raise)
         await self._everything(SETTLED)
 
     @pytest.mark.usefixtures("broken_logging")
@@ -1581,6 +1587,42 @@ class TestBroken:
         with pytest.raises(plain.type, match=re.escape(str(plain.value))):
             await adapter.traced_publish(producer.it.send)("orders", b"x", **given)
 
+        async def send(topic: str, *, headers: Any = None, **options: Any) -> Any:
+            return await producer.it.send(topic, b"x", headers=given["headers"], **options)
+
+        instrumentor = adapter.AIOKafkaInstrumentor()
+        instrumentor.instrument()
+        try:
+            with pytest.raises(plain.type, match=re.escape(str(plain.value))):
+                await adapter.traced_publish(send)("orders", partition=0)
+        finally:
+            instrumentor.uninstrument()
+
+        batch, append = producer.it.create_batch(), {"timestamp": None, "key": None, "value": b"x"}
+        with pytest.raises(Exception) as plain:  # noqa: PT011 - as above
+            batch.append(**append, headers=given["headers"])
+        traced = adapter.traced_create_batch(producer.it.create_batch)()
+        with pytest.raises(plain.type, match=re.escape(str(plain.value))):
+            traced.append(**append, headers=given["headers"])
+
+    @pytest.mark.usefixtures("guarded")
+    @in_loop
+    async def test_a_producer_that_cannot_be_wrapped(self, captured_spans: Any) -> None:
+        """Of somebody's accumulator that takes no method of ours: the message goes out, without a context."""
+
+        class Sealed(MessageAccumulator):  # type: ignore[misc]
+            def __setattr__(self, name: str, value: Any) -> None:
+                if name == "add_message":
+                    raise AttributeError(name)
+                super().__setattr__(name, value)
+
+        producer = Producer()
+        producer.it._message_accumulator.__class__ = Sealed
+        await adapter.traced_publish(producer.it.send)("orders", b"x", partition=0)
+        assert producer.headers() == [{}]
+        await producer.delivers()
+        assert only(captured_spans).kind is SpanKind.PRODUCER
+
     @pytest.mark.parametrize("key", [b"k" * 5000, "k" * 5000])
     def test_a_key_has_a_bound(self, captured_spans: Any, key: Any) -> None:
         """Of a key that comes from outside the first 1,024 characters; a number beyond Python's limit has no text."""
@@ -1599,15 +1641,15 @@ class TestBroken:
         send = adapter.traced_publish(producer.it.send)
         for topic in ("orders\nERROR: forged", "refunds"):
             await send(topic, b"x" * 60, partition=0)
-        assert [record.getMessage() for record in caplog.records if record.name == "queueprop"] == [
-            "queueprop, publishing with aiokafka (to orders\\nERROR: forged): the message leaves no room for a trace "
-            "context within max_request_size; it goes out without one"
-        ]
+        [line] = [record.getMessage() for record in caplog.records if record.name == "queueprop"]
+        assert line.startswith("queueprop, publishing with aiokafka (")
+        assert "orders\\nERROR: forged)" in line
+        assert line.endswith(": a message leaves no room for a trace context; it goes out without one")
 
     def test_destinations_without_end_are_not_kept(self) -> None:
         """Topics that are made for one message each: 1,000 at most."""
         gc.collect()
-        kept = [weakref.ref(adapter._published_to(f"reply-{number}", None, None)) for number in range(3000)]
+        kept = [weakref.ref(kafka.destination(f"reply-{number}")) for number in range(3000)]
         assert 0 < sum(one() is not None for one in kept) <= 1000
 
 
@@ -1630,22 +1672,22 @@ class TestFaults:
         """Wherever it happens, the message goes out."""
         producer = Producer()
         with monkeypatch.context() as patch:
-            patch.setattr(adapter, "_published_to", self.broken)
+            patch.setattr(kafka, "destination", self.broken)
             await api.publish(producer.it.send)("orders", b"hello", partition=0)
             batch = api.create(producer.it.create_batch)()
             batch.append(timestamp=None, key=None, value=b"x")
             await api.publish(producer.it.send_batch)(batch, "refunds", partition=0)
         with monkeypatch.context() as patch:
-            patch.setattr(adapter, "_takes_headers", self.broken)
+            patch.setattr(adapter, "fitted", self.broken)
             await api.publish(producer.it.send)("orders", b"hello", partition=0)
             batch = api.create(producer.it.create_batch)()
             batch.append(timestamp=None, key=None, value=b"x")
             await api.publish(producer.it.send_batch)(batch, "returns", partition=0)
         with monkeypatch.context() as patch:
-            patch.setattr(adapter, "_Batch", self.broken)
+            patch.setattr("aiokafka.producer.message_accumulator.BatchBuilder.__hash__", None)
             api.create(producer.it.create_batch)()
         assert [not headers for headers in producer.headers()] == [True] * 4
-        assert len(caplog.messages) == 6
+        assert len(caplog.messages) == 5
 
     @in_loop
     async def test_of_an_answer(self, captured_spans: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -1668,12 +1710,15 @@ class TestFaults:
     async def test_of_a_pull_and_a_commit(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The record is there, and committed."""
-        consumer = Consumer(record())
+        """The records are there, and committed."""
+        consumer = Consumer(record(), record(8))
         consumer.assign()
+        get = adapter.traced_get(consumer.it.getone, settings=SETTLED)
+        with adapter.traced_message(await get(), settings=SETTLED):
+            pass
         with monkeypatch.context() as patch:
-            patch.setattr(adapter, "_of_all", self.broken)
-            assert (await adapter.traced_get(consumer.it.getone)()).offset == 7
-            await adapter.traced_settle(consumer.it.commit, settings=SETTLED)({ORDERS: 8})
+            patch.setattr(kafka, "destination_of_all", self.broken)
+            assert (await get()).offset == 8
+            await adapter.traced_settle(consumer.it.commit, settings=SETTLED)({ORDERS: 9})
         assert len(consumer.committed) == 1
         assert len(caplog.messages) == 2

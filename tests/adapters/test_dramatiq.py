@@ -9,6 +9,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -52,14 +53,15 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
 
 from queueprop import Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
-from queueprop.flush import flush
-from queueprop.iteration import GeneratorMessages
-from queueprop.operations import MessageOperation
-from queueprop.scope import is_spoken_for, speaking_for
-from queueprop.spans import Engine, engine_for
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import Operation
+from queueprop.kit import jobs
+from queueprop.kit.instrumentor import MissingExtra
+from queueprop.kit.iteration import GeneratorMessages
+from queueprop.kit.nesting import Everything, is_spoken_for, speaking_for
+from queueprop.process.flush import flush
 from queueprop.testing import CapturedSpans, assert_no_orphans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -301,7 +303,7 @@ class TestPublish:
             None,
             5,
         ],
-        ids=repr,
+        ids=lambda options: re.sub(r" at 0x\w+", "", repr(options)),
     )
     def test_options_are_taken_and_refused_as_without_us(
         self, api: Api, options: Any, captured_spans: CapturedSpans
@@ -389,14 +391,17 @@ class TestPublish:
         actor(broker).send_with_options(eta=int(time.time() * 1000) + 60_000)
         assert only(captured_spans).attributes["queueprop.message.delay"] == pytest.approx(60, abs=1)
 
-    def test_a_forwarded_context_is_replaced(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
-        """Options of another message, with its context and its times: only the new ones go out."""
+    def test_a_forwarded_message_goes_on_in_its_trace(
+        self, captured_spans: CapturedSpans, broker: StubBroker
+    ) -> None:
+        """Options of another message, sent where no span is current: below its context, and with times of its own."""
         stale = {"traceparent": TRACEPARENT, "tracestate": "a=1", "sent_at": "1.0", "delay": "2.0"}
         actor(broker).send_with_options(queueprop=stale, tenant="a")
         [options] = waiting(broker)
         assert options.keys() == {"queueprop", "tenant"}
-        assert options["queueprop"].keys() == {"traceparent", "sent_at"}
-        assert options["queueprop"]["traceparent"].split("-")[1] != f"{TRACE_ID:032x}"
+        assert options["queueprop"].keys() == {"traceparent", "tracestate", "sent_at"}
+        assert options["queueprop"]["traceparent"].split("-")[1] == f"{TRACE_ID:032x}"
+        assert options["queueprop"]["traceparent"] != TRACEPARENT
         assert float(options["queueprop"]["sent_at"]) > 1
 
     def test_suppressed_a_message_is_left_alone(
@@ -407,14 +412,16 @@ class TestPublish:
             actor(broker).send()
         assert (waiting(broker), list(captured_spans)) == ([{}], [])
 
-    def test_where_there_is_no_context_a_stale_one_is_taken_out(self, api: Api) -> None:
-        """Excluded, outside of any trace: what a forwarded message had goes, and nothing takes its place."""
+    def test_without_a_span_a_forwarded_context_goes_on(self, api: Api) -> None:
+        """Excluded, outside of any trace: what a forwarded message had, and nothing is invented."""
         broker = make_broker()
         with traced(broker, api, Settings(exclude=("orders",))):
             work = actor(broker)
             work.send_with_options(queueprop={"traceparent": TRACEPARENT}, tenant="a")
             work.send()
-        assert waiting(broker) == [{"tenant": "a"}, {}]
+        [forwarded, other] = waiting(broker)
+        assert forwarded["queueprop"]["traceparent"] == TRACEPARENT
+        assert other == {}
 
     def test_a_hook_is_given_the_message(self, api: Api, captured_spans: CapturedSpans) -> None:
         """publish_hook sees Dramatiq's message, consume_hook its delivery."""
@@ -742,11 +749,11 @@ class TestFaults:
             (adapter, "_destination"),
             (adapter, "_with_carrier"),
             (adapter, "_Performance"),
-            (adapter._Performance, "_note_failure"),
+            (adapter._Performance, "conclude"),
             (Engine, "settle"),
             (Engine, "start_span"),
             (Engine, "write"),
-            (MessageOperation, "_end"),
+            (Operation, "_end"),
         ],
         ids=lambda it: getattr(it, "__name__", it),
     )
@@ -1567,6 +1574,7 @@ class TestChannelsOfPika:
         below = Channel(connection, 1, None)
         below._set_state(Channel.OPEN)
         facade: Any = BlockingChannel(below, SimpleNamespace(_flush_output=lambda *_, **__: None))
+        below._set_cookie(facade)
         instrumentor = pika_adapter.PikaInstrumentor()
         instrumentor.instrument()
         yield facade, below, sent
@@ -1588,7 +1596,7 @@ class TestChannelsOfPika:
     def test_a_loop_over_such_a_channel_is_pika_s_own(self, channels: tuple[Any, Any, list[Any]]) -> None:
         """consume() gives what it gives without us, and is traced again elsewhere."""
         facade, _, _ = channels
-        with speaking_for():
+        with speaking_for(Everything()):
             assert not isinstance(facade.consume("orders"), GeneratorMessages)
         loop = facade.consume("orders")
         assert isinstance(loop, GeneratorMessages)
@@ -1623,7 +1631,7 @@ class TestProcesses:
     def test_children_of_multiprocessing_flush_at_their_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Registered for children that fork, and at once in a child that was spawned; by both APIs."""
         registered: list[Any] = []
-        monkeypatch.setattr(adapter, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
+        monkeypatch.setattr(jobs, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
         monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
         settings = Settings(flush_timeout=1.5)
         adapter.QueuepropMiddleware(settings)

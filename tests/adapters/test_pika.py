@@ -23,9 +23,10 @@ from pika.exceptions import ChannelWrongStateError
 from pika.spec import Basic
 
 from queueprop import Destination, Settings, guard
-from queueprop.adapter import MissingExtra
 from queueprop.adapters import pika as adapter
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
+from queueprop.kit import rabbitmq
+from queueprop.kit.instrumentor import MissingExtra
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -203,11 +204,8 @@ class TestPublish:
     ) -> None:
         """Also when it comes up after the context was written."""
 
-        def fail(*_: Any) -> bool:
-            raise LookupError("ours")
-
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_has_room", fail)
+        monkeypatch.setattr(rabbitmq, "fitted", _raise)
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
@@ -541,11 +539,8 @@ class TestPull:
     ) -> None:
         """What was pulled is returned, whatever it is and whatever fails."""
 
-        def fail(*_: Any) -> Any:
-            raise LookupError("ours")
-
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_consumed_from", fail)
+        monkeypatch.setattr(adapter.PIKA, "consumed_from", _raise)
         for message in (delivery(), ("an", "odd", "message")):
             get = _method_of(channel, "basic_get", lambda queue, message=message: message)
             assert adapter.traced_get(get)("orders") is message
@@ -553,7 +548,13 @@ class TestPull:
 
 def kept() -> int:
     """How many messages are remembered for their settlement."""
-    return sum(map(len, adapter._waiting._channels.values()))
+    unsettled = adapter.PIKA.unsettled
+    return sum(len(unsettled.keys(channel)) for channel in unsettled.holders())
+
+
+def known() -> int:
+    """Of how many deliveries something is known."""
+    return len(adapter.PIKA.deliveries._kept.holders())
 
 
 class TestSettle:
@@ -777,7 +778,7 @@ class TestMemory:
         self, channel: Any, connection: Connection, captured_spans: CapturedSpans, monkeypatch: Any
     ) -> None:
         """A user who acks without traced_settle: the oldest go; the acks of those that are kept are still traced."""
-        monkeypatch.setattr(adapter, "_REMEMBERED", 10)
+        monkeypatch.setattr(adapter.PIKA.unsettled, "_most", 10)
         on_message: Any = adapter.traced_consumer(settings=SETTLED)(lambda *_: None)
         for tag in range(1, 51):
             on_message(channel, *delivery(tag=tag))
@@ -810,21 +811,21 @@ class TestMemory:
         """Also when it is never settled: its queue is forgotten with pika's method object."""
         get = adapter.traced_get(_method_of(channel, "basic_get", lambda queue: delivery()), settings=SETTLED)
         messages = [get("orders") for _ in range(50)]
-        assert len(adapter._pulled._found) == 50
+        assert known() == 50
         with adapter.traced_message(messages[0], settings=SETTLED):
             pass
         with adapter.traced_batch(messages, settings=SETTLED):
             pass
         del messages
         gc.collect()
-        assert adapter._pulled._found == {}
+        assert known() == 0
 
     def test_a_loop_that_is_over_is_not_kept(self, channel: Any) -> None:
         """Of the explicit API, which knows no channel."""
-        for _ in adapter.traced_messages([delivery(tag=tag) for tag in range(50)], settings=SETTLED):
-            assert len(adapter._loose) <= 2
+        for message in adapter.traced_messages([delivery(tag=tag) for tag in range(50)], settings=SETTLED):
+            del message
         gc.collect()
-        assert len(adapter._loose) == 0
+        assert known() == 0
 
     @pytest.fixture
     def settled(self) -> Iterator[None]:
@@ -876,8 +877,8 @@ class TestInstrumentor:
         channel.basic_publish("", "orders", b"hello")
         channel.basic_consume("orders", lambda *_: None, consumer_tag="consumer")
         channel._consumers["consumer"](channel if level == "channel" else facade, *delivery())
-        hooks = adapter._Hooks(engine_for(SETTLED), is_left_alone=adapter._is_wrapped_by_another)
-        hooks.get(lambda queue: delivery(), channel, ("orders",), {})
+        hooks = hooks_of(SETTLED)
+        hooks.pull(lambda queue: delivery(), channel, ("orders",), {})
         assert hooks.cancel(lambda: 0, facade if level == "facade" else channel, (), {}) == 0
         assert len(connection.sent) == 2
         assert len(captured_spans) == 0
@@ -903,9 +904,9 @@ class TestInstrumentor:
             params=("mails", auto_ack, False), pending_events=events
         )
         reject = adapter.traced_settle(channel.basic_reject, settings=SETTLED)
-        adapter._Hooks(engine_for(SETTLED)).cancel(lambda: reject(1), facade, (), {})
+        hooks_of(SETTLED).cancel(lambda: reject(1), facade, (), {})
         facade._queue_consumer_generator = None  # cancelled twice
-        adapter._Hooks(engine_for(SETTLED)).cancel(lambda: reject(1), facade, (), {})
+        hooks_of(SETTLED).cancel(lambda: reject(1), facade, (), {})
         if auto_ack:
             assert len(captured_spans) == 0
             return
@@ -918,7 +919,7 @@ class TestInstrumentor:
     ) -> None:
         """A pika whose generators are kept elsewhere: cancelled as ever."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        assert adapter._Hooks(engine_for(SETTLED)).cancel(lambda: 0, owner, (), {}) == 0
+        assert hooks_of(SETTLED).cancel(lambda: 0, owner, (), {}) == 0
 
     def test_the_callback_of_an_asynchronous_get_is_traced(
         self, captured_spans: CapturedSpans, instrumentor: Any, channel: Any
@@ -970,7 +971,7 @@ class TestInstrumentor:
 
     @pytest.fixture
     def hooks(self) -> Any:
-        return adapter._Hooks(engine_for())
+        return hooks_of(Settings())
 
     @pytest.fixture
     def owner(self, connection: Connection) -> Any:
@@ -987,14 +988,14 @@ class TestInstrumentor:
         return lambda: hooks.iterate(consume, owner, ("orders",), {})
 
 
-MANY = range(1, 47)
+MANY = range(1, 13)
 
 
 class TestBroken:
     """Something around the adapter is broken, or the adapter is: every message goes out and comes in all the same."""
 
     def _everything(self, channel: Any, connection: Connection, settings: Settings) -> None:
-        """A callback that acks, a loop that acks, pulls, batches and publishes, of 46 messages each."""
+        """A callback that acks, a loop that acks, pulls, batches and publishes, of twelve messages each."""
         handled: list[int] = []
         publish = adapter.traced_publish(channel.basic_publish, settings=settings)
         ack = adapter.traced_settle(channel.basic_ack, settings=settings)
@@ -1033,15 +1034,23 @@ class TestBroken:
     @pytest.mark.parametrize(
         "ours",
         [
-            *("_published_to", "_consumed_from", "_message_for", "_message_of", "_is_written", "_describe"),
-            *("_Unsettled", "_delivery_of", "_in_hand", "_is_channel"),
+            *(
+                "publication",
+                "message",
+                "consumed_from",
+                "native",
+                "is_nothing",
+                "is_message",
+                "delivery_among",
+            ),
+            *("identity", "source", "settlement_of", "settled"),
         ],
     )
     def test_a_fault_of_ours_and_no_logging(
         self, channel: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch, ours: str
     ) -> None:
         """Whatever of the adapter raises at each message, and though it cannot be told."""
-        monkeypatch.setattr(adapter, ours, _raise)
+        monkeypatch.setattr(adapter.PIKA, ours, _raise)
         self._everything(channel, connection, SETTLED)
 
     @pytest.mark.usefixtures("broken_logging")
@@ -1049,7 +1058,7 @@ class TestBroken:
         """A tracer that gives no span, and spans whose methods raise."""
         settings = Settings(tracer_provider=odd_sdk, settle_spans=True, capture_headers=("tenant",))
         self._everything(channel, connection, settings)
-        assert kept() == 0
+        assert not adapter.PIKA.unsettled.keys(channel)
 
     @pytest.mark.parametrize("name", ["basic_ack", "basic_nack", "basic_reject"])
     def test_a_settlement_under_an_odd_sdk(
@@ -1107,8 +1116,8 @@ class TestBroken:
     @pytest.mark.usefixtures("guarded")
     def test_a_recover_that_cannot_be_followed(self, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is asked for all the same."""
-        monkeypatch.setattr(adapter, "_is_channel", _raise)
-        assert adapter._Hooks(engine_for(SETTLED)).recover(lambda: 7, channel, (), {}) == 7
+        monkeypatch.setattr(adapter, "_channel_below", _raise)
+        assert hooks_of(SETTLED).recover(lambda: 7, channel, (), {}) == 7
 
     def test_names_in_the_log_are_in_one_line(
         self,
@@ -1128,6 +1137,11 @@ class TestBroken:
             r"queueprop, publishing with pika (to orders-0\nERROR: forged \x1b[31m:kkk"
         )
         assert record.getMessage().count("k") < 255
+
+
+def hooks_of(settings: Settings) -> Any:
+    """Those of an instrumentor."""
+    return adapter._Hooks(adapter.PIKA, engine_for(settings), lambda: True)
 
 
 def _raise(*args: Any, **kwargs: Any) -> Any:

@@ -48,7 +48,9 @@ from rq.timeouts import JobTimeoutException
 import queueprop
 from queueprop import Settings, guard
 from queueprop.adapters import rq as adapter
-from queueprop.spans import engine_for
+from queueprop.adapters.rq import collector, horses, lines, messages, performing, spawning
+from queueprop.adapters.rq.collector import Circuit
+from queueprop.engine.engine import engine_for
 from queueprop.testing import CapturedSpans
 
 Group: Any = getattr(sys.modules.get("rq.group"), "Group", None)
@@ -97,11 +99,11 @@ def hooks() -> adapter._Hooks:
 
 
 @pytest.fixture(autouse=True)
-def circuit(monkeypatch: pytest.MonkeyPatch) -> adapter._Circuit:
+def circuit(monkeypatch: pytest.MonkeyPatch) -> Circuit:
     """One that has seen nothing yet."""
-    made = adapter._Circuit()
-    monkeypatch.setattr(adapter, "_circuit", made)
-    monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+    made = Circuit()
+    monkeypatch.setattr(collector, "circuit", made)
+    monkeypatch.setattr(collector, "kept", collector.Kept())
     monkeypatch.setattr(guard, "_logged", {})
     return made
 
@@ -223,24 +225,22 @@ class TestPublishing:
         assert (meta or {}) == before
         assert {key: value for key, value in job.meta.items() if key != "queueprop"} == before
 
-    def test_forwarded_meta_carries_the_new_context_only(
-        self, captured_spans: CapturedSpans, queue: Queue
-    ) -> None:
-        """A job that publishes with the meta it got: one traceparent, the new one; the old meta is untouched."""
+    def test_forwarded_meta_goes_on_in_its_trace(self, captured_spans: CapturedSpans, queue: Queue) -> None:
+        """Published where no span is current: below the context that it came with. The old meta is untouched."""
         old = delivered(tracestate="a=1", baggage="b=2").meta
         kept = dict(old["queueprop"])
         job = adapter.traced_publish(queue.enqueue)(work, meta=old)
-        assert job.meta["queueprop"] == {"traceparent": f"00-{context_of(captured_spans[0])}-03"} or (
-            set(job.meta["queueprop"]) == {"traceparent"} and carried(job) == context_of(captured_spans[0])
-        )
+        [span] = captured_spans
+        assert carried(job) == context_of(span) != kept["traceparent"][3:-3]
+        assert span.parent is not None
+        assert f"00-{span.context.trace_id:032x}-{span.parent.span_id:016x}-01" == kept["traceparent"]
+        assert (job.meta["queueprop"]["tracestate"], job.meta["queueprop"]["baggage"]) == ("a=1", "b=2")
         assert old["queueprop"] == kept
 
-    def test_without_a_propagator_a_stale_context_goes(
-        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """No SDK and no context: nothing is invented, and what was there is not passed off as ours."""
-        job = adapter.traced_publish(queue.enqueue)(work, meta=delivered().meta)
-        assert job.meta == {"own": 1}
+    def test_without_an_sdk_a_forwarded_context_goes_on(self, queue: Queue) -> None:
+        """And nothing is invented where there is none."""
+        old = delivered().meta
+        assert adapter.traced_publish(queue.enqueue)(work, meta=old).meta == {"own": 1, **old}
         assert adapter.traced_publish(queue.enqueue)(work, meta={"own": 1}).meta == {"own": 1}
 
     def test_a_meta_that_is_no_dict_is_left_alone(self, captured_spans: CapturedSpans, queue: Queue) -> None:
@@ -314,13 +314,13 @@ class TestPublishing:
         with pytest.raises(TypeError, match="traced_publish wants a method of a queue"):
             adapter.traced_publish(publish)
 
-    @pytest.mark.parametrize("break_", ["_destination", "_with_carrier"])
+    @pytest.mark.parametrize(("module", "break_"), [(adapter, "destination_of"), (messages, "with_carrier")])
     def test_a_fault_of_ours_does_not_reach_the_publish(
-        self, queue: Queue, monkeypatch: pytest.MonkeyPatch, break_: str
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch, module: Any, break_: str
     ) -> None:
         """The guard takes it, and the job is enqueued without a context."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, break_, MagicMock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(module, break_, MagicMock(side_effect=RuntimeError("ours")))
         assert adapter.traced_publish(queue.enqueue)(work, meta={"own": 1}).meta == {"own": 1}
         datas = [Queue.prepare_data(work, meta={"own": 1})]
         assert adapter.traced_publish(queue.enqueue_many)(datas)[0].meta == {"own": 1}
@@ -487,11 +487,11 @@ class TestPerforming:
         job = delivered(**carrier)
         for name, value in state.items():
             setattr(job, name, value)
-        assert adapter._attempt(job, job.meta["queueprop"]) == attempt
+        assert messages.attempt_of(job, job.meta["queueprop"]) == attempt
 
     def test_a_job_without_a_carrier_tells_its_first_attempt(self) -> None:
         """What was published without us has not been started yet."""
-        assert adapter._attempt(make_job(), adapter._NOTHING) == 1
+        assert messages.attempt_of(make_job(), performing._NOTHING) == 1
 
     @pytest.mark.parametrize("callback_fails", [False, True])
     def test_the_job_s_own_error_is_on_the_span(
@@ -569,7 +569,7 @@ class TestPerforming:
     ) -> None:
         """It is performed untraced, in this process or in a work horse."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_destination", MagicMock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(performing, "destination_of", MagicMock(side_effect=RuntimeError("ours")))
         assert self.perform(hooks, delivered(), lambda *args: "done") == "done"
         worker = Worker.__new__(Worker)
         assert hooks.execute_job(lambda *args: "done", worker, (delivered(), make_queue()), {}) == "done"
@@ -699,7 +699,7 @@ class TestAbandonedJobs:
     ) -> None:
         """It is called."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_destination", MagicMock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(performing, "destination_of", MagicMock(side_effect=RuntimeError("ours")))
         assert hooks.execute_failure_callback(lambda: "called", delivered(), (), {}) == "called"
 
 
@@ -729,6 +729,26 @@ class TestTracedConsumer:
         assert traced("a") == "a"
         assert (traced.__name__, traced.__module__, traced.__qualname__) == ("work", __name__, "work")
         assert len(captured_spans) == 0
+
+    def test_one_that_calls_another_is_one_handling(
+        self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one job there is one span, whose worker nobody traces; the next job has its own."""
+        job = delivered()
+        monkeypatch.setattr(adapter, "get_current_job", lambda: job)
+
+        @adapter.traced_consumer
+        def inner() -> int:
+            return current_span_id()
+
+        @adapter.traced_consumer
+        def outer() -> tuple[int, int]:
+            return current_span_id(), inner()
+
+        for _ in range(2):
+            before, inside = outer()
+            assert before == inside
+        assert len({span.context.span_id for span in captured_spans}) == len(captured_spans) == 2
 
     @pytest.mark.parametrize("settings", [None, Settings(propagation="link")])
     def test_in_a_job_it_runs_inside_the_span(
@@ -787,7 +807,7 @@ class TestTracedConsumer:
         job = delivered()
         flushed: list[float] = []
         monkeypatch.setattr(adapter, "get_current_job", lambda: job)
-        monkeypatch.setattr(adapter, "flush", flushed.append)
+        monkeypatch.setattr(collector, "flush", flushed.append)
         monkeypatch.setenv("RQ_JOB_ID", job.id)
         previous = signal.signal(signal.SIGALRM, lambda *args: None)
         signal.alarm(alarm)
@@ -905,7 +925,7 @@ class TestWorkHorses:
         self, captured_spans: CapturedSpans, hooks: adapter._Hooks
     ) -> None:
         """Only the process that began it finishes it."""
-        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        horse = horses.Horse(hooks.engine, delivered(), make_queue(), spawned=False)
         pid = os.fork()
         if pid == 0:
             horse.finish(None)
@@ -931,19 +951,19 @@ class TestWorkHorses:
     def test_a_simple_worker_has_no_horse(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
         """Its execute_job is left alone; and so is one within another's, for the same horse."""
         simple = SimpleWorker.__new__(SimpleWorker)
-        assert hooks.execute_job(lambda *args: adapter._watched.get(), simple, (delivered(),), {}) is None
+        assert hooks.execute_job(lambda *args: horses.watched(), simple, (delivered(),), {}) is None
         worker = Worker.__new__(Worker)
-        horses: list[Any] = []
+        seen: list[Any] = []
 
         def outer(*args: Any) -> None:
-            horses.append(adapter._watched.get())
-            hooks.execute_job(lambda *args: horses.append(adapter._watched.get()), worker, args, {})
+            seen.append(horses.watched())
+            hooks.execute_job(lambda *args: seen.append(horses.watched()), worker, args, {})
 
         hooks.execute_job(outer, worker, (delivered(), make_queue()), {})
-        assert horses[0] is horses[1] is not None
+        assert seen[0] is seen[1] is not None
 
     def test_a_horse_that_nobody_watches_has_its_span(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """A worker's class of somebody's that forks in a way of its own: there is no parent to leave the span to."""
         for _ in range(2):
@@ -956,14 +976,14 @@ class TestWorkHorses:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: adapter._Circuit,
+        circuit: Circuit,
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
         error: BaseException | None,
     ) -> None:
         """The horse neither flushes nor ends its span; the parent does, with the outcome, and keeps it for a while."""
         flushed = tmp_path / "flushed"
-        monkeypatch.setattr(adapter, "flush", lambda timeout: flushed.touch())
+        monkeypatch.setattr(collector, "flush", lambda timeout: flushed.touch())
         circuit.note(False, 2.0)
 
         def perform(job: Job, queue: Queue) -> None:
@@ -983,7 +1003,7 @@ class TestWorkHorses:
         assert not flushed.exists()
 
     def test_a_child_that_the_job_forks_tells_nothing(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """It leaves through RQ's code; then the horse dies, and its parent still knows that."""
 
@@ -1008,10 +1028,10 @@ class TestWorkHorses:
     ) -> None:
         """What it has made is handed over, for RQ ends it in os._exit as well; a SimpleWorker's child runs on."""
         flushed: list[float] = []
-        monkeypatch.setattr(adapter, "flush", flushed.append)
-        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        monkeypatch.setattr(collector, "flush", flushed.append)
+        horse = horses.Horse(hooks.engine, delivered(), make_queue(), spawned=False)
         horse.performance.begin()
-        adapter._leave_to_parent(horse.performance, in_horse)
+        performing.leave_to_parent(horse.performance, in_horse)
         assert flushed == ([2.0] if in_horse else [])
         assert len(captured_spans) == 0
         assert horse.line.told() is None
@@ -1023,10 +1043,10 @@ class TestWorkHorses:
         """A job may write anywhere in its process."""
         dice = random.Random(7)
         for number in range(300):
-            junk = bytes([number % 3]) + dice.randbytes(adapter._LINE_SIZE - 1)
+            junk = bytes([number % 3]) + dice.randbytes(lines.LINE_SIZE - 1)
 
             def scribble(job: Job, queue: Queue, junk: bytes = junk) -> None:
-                horse = adapter._watched.get()
+                horse = horses.watched()
                 assert horse is not None
                 horse.line._memory[:] = junk
                 hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
@@ -1035,7 +1055,7 @@ class TestWorkHorses:
             assert not get_current_span().get_span_context().is_valid
         assert len(captured_spans) >= 100
 
-    @pytest.mark.parametrize("break_", ["_Told", "error_type_of"])
+    @pytest.mark.parametrize("break_", ["Told", "error_type_of"])
     def test_what_a_horse_cannot_tell_does_not_reach_its_job(
         self,
         captured_spans: CapturedSpans,
@@ -1045,9 +1065,9 @@ class TestWorkHorses:
     ) -> None:
         """The guard takes it, in the horse; and the parent takes a horse that told nothing for a dead one."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, break_, MagicMock(side_effect=RuntimeError("ours")))
-        horse = adapter._Horse(hooks.engine, delivered(), make_queue(), spawned=False)
-        adapter._tell(horse.line, horse.performance, ValueError("the job's"), True, None)
+        monkeypatch.setattr(performing, break_, MagicMock(side_effect=RuntimeError("ours")))
+        horse = horses.Horse(hooks.engine, delivered(), make_queue(), spawned=False)
+        performing._tell(horse.line, horse.performance, ValueError("the job's"), True, None)
         horse.finish(None)
         assert attributes(captured_spans[0])["error.type"] == "work_horse_killed"
 
@@ -1088,17 +1108,17 @@ class TestSpawnedHorses:
     """A program of its own, which the parent has told what to do."""
 
     def execute(
-        self, hooks: adapter._Hooks, told: adapter._Told | None, status: int = 0, stopped: bool = False
+        self, hooks: adapter._Hooks, told: lines.Told | None, status: int = 0, stopped: bool = False
     ) -> None:
         job = delivered()
         worker = SpawnWorker.__new__(SpawnWorker)
         worker._stopped_job_id = job.id if stopped else None
 
         def as_rq_does(job: Job, queue: Queue) -> None:
-            horse = adapter._watched.get()
+            horse = horses.watched()
             assert horse is not None
             end = horse.line.lend()
-            line = adapter._Line.of_parent(end._replace(fd=os.dup(end.fd)))
+            line = lines.Line.of_parent(end._replace(fd=os.dup(end.fd)))
             horse.line.take_back()
             if told is not None:
                 line.tell(told)
@@ -1108,8 +1128,8 @@ class TestSpawnedHorses:
 
     def test_its_own_span_is_enough(self, captured_spans: CapturedSpans, hooks: adapter._Hooks) -> None:
         """It has an SDK and said so, even when it died thereafter."""
-        self.execute(hooks, adapter._Told(True, None, "", "", ""))
-        self.execute(hooks, adapter._Told(True, None, "tasks.work", "ValueError", "gave up"), status=9)
+        self.execute(hooks, lines.Told(True, None, "", "", ""))
+        self.execute(hooks, lines.Told(True, None, "tasks.work", "ValueError", "gave up"), status=9)
         assert len(captured_spans) == 0
 
     @pytest.mark.parametrize("error", [("", ""), ("ValueError", "gave up"), ("ValueError", "")])
@@ -1117,7 +1137,7 @@ class TestSpawnedHorses:
         self, captured_spans: CapturedSpans, hooks: adapter._Hooks, error: tuple[str, str]
     ) -> None:
         """With the outcome that the horse told."""
-        self.execute(hooks, adapter._Told(False, None, "tasks.work", *error))
+        self.execute(hooks, lines.Told(False, None, "tasks.work", *error))
         [span] = captured_spans
         assert (
             attributes(span)["code.function.name"] == f"{work.__module__}.work"
@@ -1162,8 +1182,8 @@ class TestSpawnedHorses:
         text: str,
     ) -> None:
         """Errors of any length and any text: cut, at a character's end."""
-        line = adapter._Line(None)
-        monkeypatch.setattr(adapter, "_parent_line", line)
+        line = lines.Line(None)
+        monkeypatch.setattr(performing, "parent_line", line)
         monkeypatch.setattr(guard, "raise_faults", False)  # the SDK cannot print the last one either
         hooks.perform_job(
             functools.partial(self.fail_with, hooks, error),
@@ -1180,32 +1200,32 @@ class TestSpawnedHorses:
         self, hooks: adapter._Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It says so."""
-        line = adapter._Line(None)
-        monkeypatch.setattr(adapter, "_parent_line", line)
+        line = lines.Line(None)
+        monkeypatch.setattr(performing, "parent_line", line)
         hooks.perform_job(lambda *args: None, SimpleNamespace(is_horse=True), (delivered(), make_queue()), {})
         told = line.told()
         assert told is not None
         assert not told.ended
 
     def test_what_it_has_waited_for_in_vain_its_parent_remembers(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """And tells the next one, whose memory it does not share."""
-        self.execute(hooks, adapter._Told(True, False, "", "", ""))
+        self.execute(hooks, lines.Told(True, False, "", "", ""))
         assert circuit.patience(2.0) == 0
-        assert repr(circuit.state) in adapter._prologue(adapter._End(1, 2, 3), "all", Settings())
-        self.execute(hooks, adapter._Told(False, None, "", "", ""))
+        assert repr(circuit.state) in spawning.prologue(lines.End(1, 2, 3), "all", Settings())
+        self.execute(hooks, lines.Told(False, None, "", "", ""))
         assert circuit.patience(2.0) == 0
-        self.execute(hooks, adapter._Told(True, True, "", "", ""))
+        self.execute(hooks, lines.Told(True, True, "", "", ""))
         assert circuit.patience(2.0) == 2.0
 
     def test_another_file_under_the_line_s_number_is_left_alone(self, tmp_path: Path) -> None:
         """A program may close what it inherits before any of ours runs, and open files of its own."""
-        line = adapter._Line(adapter._unnamed_file())
+        line = lines.Line(lines.unnamed_file())
         end = line.lend()
         with (tmp_path / "mine").open("w+b") as file:
             with pytest.raises(OSError, match="another file's"):
-                adapter._Line.of_parent(end._replace(fd=file.fileno()))
+                lines.Line.of_parent(end._replace(fd=file.fileno()))
             file.write(b"mine")
         line.close()
         assert (tmp_path / "mine").read_bytes() == b"mine"
@@ -1215,11 +1235,11 @@ class TestSpawnedHorses:
     ) -> None:
         """macOS has no memfd_create, and a sandbox may forbid it."""
         monkeypatch.setattr(os, "memfd_create", MagicMock(side_effect=OSError), raising=False)
-        line = adapter._Line(adapter._unnamed_file())
+        line = lines.Line(lines.unnamed_file())
         end = line.lend()
-        of_parent = adapter._Line.of_parent(end._replace(fd=os.dup(end.fd)))
-        of_parent.tell(adapter._Told(True, None, "tasks.work", "", ""))
-        assert line.told() == adapter._Told(True, None, "tasks.work", "", "")
+        of_parent = lines.Line.of_parent(end._replace(fd=os.dup(end.fd)))
+        of_parent.tell(lines.Told(True, None, "tasks.work", "", ""))
+        assert line.told() == lines.Told(True, None, "tasks.work", "", "")
         line.close()
 
     def test_one_that_cannot_be_told_how_to_join_is_spawned_all_the_same(
@@ -1227,7 +1247,7 @@ class TestSpawnedHorses:
     ) -> None:
         """A fault of ours is no reason not to perform a job."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_prologue", MagicMock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(adapter, "prologue", MagicMock(side_effect=RuntimeError("ours")))
         worker = SpawnWorker.__new__(SpawnWorker)
         spawned: list[Any] = []
 
@@ -1248,7 +1268,7 @@ class TestSpawnedHorses:
 
     def test_the_program_begins_with_ours(self, hooks: adapter._Hooks) -> None:
         """RQ's own function runs, with an os that puts our lines above a Python program and does nothing else."""
-        joining: Any = adapter._JoiningOs("above = 1\n")
+        joining: Any = spawning.JoiningOs("above = 1\n")
         check = "import sys; sys.exit(above)"
         pid = joining.posix_spawn(sys.executable, [sys.executable, "-c", check], dict(joining.environ))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
@@ -1260,32 +1280,32 @@ class TestSpawnedHorses:
         """Any other call runs as it is."""
         assert hooks.fork_work_horse(lambda job: job, None, ("job",), {}) == "job"
 
-    def test_the_prologue_joins_what_the_parent_does(self, circuit: adapter._Circuit) -> None:
+    def test_the_prologue_joins_what_the_parent_does(self, circuit: Circuit) -> None:
         """In a new program: instrumented, with the parent's settings as far as they can be told."""
         settings = Settings(flush_timeout=7, consume_hook=lambda span, job: None, publish_hook=print)
-        line = adapter._Line(adapter._unnamed_file())
+        line = lines.Line(lines.unnamed_file())
         end = line.lend()
         circuit.note(False, 7.0)
-        program = adapter._prologue(end, "all", settings) + (
+        program = spawning.prologue(end, "all", settings) + (
             "import sys\n"
             "instrumentor = _queueprop.RQInstrumentor()\n"
             "found = instrumentor.engine.settings\n"
-            "_queueprop._parent_line.tell(_queueprop._Told(True, None, '', '', ''))\n"
+            "_queueprop.performing.parent_line.tell(_queueprop.performing.Told(True, None, '', '', ''))\n"
             "sys.exit(not (instrumentor.is_instrumented_by_opentelemetry and found.flush_timeout == 7\n"
             "    and found.publish_hook is print and found.consume_hook is None\n"
-            "    and _queueprop._circuit.patience(7.0) == 0))\n"
+            "    and _queueprop.collector.circuit.patience(7.0) == 0))\n"
         )
         found = subprocess.run([sys.executable, "-c", program], check=False, pass_fds=[end.fd])
         assert found.returncode == 0
-        assert line.told() == adapter._Told(True, None, "", "", "")
+        assert line.told() == lines.Told(True, None, "", "", "")
         line.close()
 
     def test_the_descriptor_that_it_inherits_is_closed(self) -> None:
         """Once it is mapped, it has done its work."""
-        line = adapter._Line(adapter._unnamed_file())
+        line = lines.Line(lines.unnamed_file())
         end = line.lend()
         lent = end._replace(fd=os.dup(end.fd))
-        adapter._Line.of_parent(lent)
+        lines.Line.of_parent(lent)
         with pytest.raises(OSError, match="descriptor"):
             os.fstat(lent.fd)
         assert os.get_inheritable(end.fd)
@@ -1297,12 +1317,12 @@ class TestSpawnedHorses:
     def test_a_hook_of_the_parent_s_main_module_is_left_out(self) -> None:
         """It cannot be found from another program; the other settings come through."""
         broken = {"flush_timeout": pickle.dumps(3.0), "consume_hook": b"c__main__\nnothing\n."}
-        assert adapter._unpickled(broken).flush_timeout == 3.0
+        assert spawning.unpickled(broken).flush_timeout == 3.0
 
     def test_joining_fails_quietly(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The job runs on, untraced."""
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(adapter, "_parent_line", None)
+        monkeypatch.setattr(performing, "parent_line", None)
         adapter._join_parent(10**6, 0, 0, bytes(16), "all", False, {})
 
 
@@ -1313,15 +1333,15 @@ class TestKeptSpans:
         """A horse that has left its span to its parent, or not."""
 
         def as_rq_does(job: Job, queue: Queue) -> None:
-            horse = adapter._watched.get()
+            horse = horses.watched()
             assert horse is not None
-            horse.line.tell(adapter._Told(bool(answered), answered, "tasks.work", "", ""))
+            horse.line.tell(lines.Told(bool(answered), answered, "tasks.work", "", ""))
             hooks.wait_for_horse(lambda: (1, 0, None), SimpleNamespace(_stopped_job_id=None), (), {})
 
         hooks.execute_job(as_rq_does, Worker.__new__(Worker), (delivered(), make_queue()), {})
 
     def test_the_first_answer_releases_them(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """In their order, each with the end that it had."""
         circuit.note(False, 2.0)
@@ -1337,7 +1357,7 @@ class TestKeptSpans:
         assert ends[-1] < released_at
 
     def test_a_killed_one_s_is_kept_as_well(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """Whatever the parent ends."""
         circuit.note(False, 2.0)
@@ -1350,12 +1370,12 @@ class TestKeptSpans:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: adapter._Circuit,
+        circuit: Circuit,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The last ones are."""
-        monkeypatch.setattr(adapter, "_MOST_KEPT", 5)
-        monkeypatch.setattr(adapter, "_kept", adapter._Kept())
+        monkeypatch.setattr(collector, "MOST_KEPT", 5)
+        monkeypatch.setattr(collector, "kept", collector.Kept())
         circuit.note(False, 2.0)
         for _ in range(8):
             self.leave(hooks)
@@ -1363,7 +1383,7 @@ class TestKeptSpans:
         assert len(captured_spans) == 5
 
     def test_a_forked_child_leaves_them_to_its_parent(
-        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: adapter._Circuit
+        self, captured_spans: CapturedSpans, hooks: adapter._Hooks, circuit: Circuit
     ) -> None:
         """A worker within a job has inherited them."""
         circuit.note(False, 2.0)
@@ -1380,7 +1400,7 @@ class TestKeptSpans:
         self,
         captured_spans: CapturedSpans,
         hooks: adapter._Hooks,
-        circuit: adapter._Circuit,
+        circuit: Circuit,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """One line, by the parent, of what is waited for, lost and kept."""
@@ -1391,12 +1411,12 @@ class TestKeptSpans:
         assert "nobody took them within 2 s (is the Collector there?)" in record.getMessage()
 
     def test_without_an_sdk_nothing_is_kept(
-        self, hooks: adapter._Hooks, circuit: adapter._Circuit, caplog: pytest.LogCaptureFixture
+        self, hooks: adapter._Hooks, circuit: Circuit, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Nor said."""
         circuit.note(False, 2.0)
         self.leave(hooks)
-        assert len(adapter._kept._spans) == 0
+        assert len(collector.kept._spans) == 0
         assert caplog.records == []
 
     def test_a_span_whose_end_raises_stops_no_worker(
@@ -1406,9 +1426,9 @@ class TestKeptSpans:
         monkeypatch.setattr(guard, "raise_faults", False)
         ended: list[int | None] = []
         for end in (MagicMock(side_effect=RuntimeError("the SDK's")), ended.append):
-            withheld: Any = adapter._Withheld(SimpleNamespace(end=end))  # type: ignore[arg-type]
+            withheld: Any = collector.Withheld(SimpleNamespace(end=end))  # type: ignore[arg-type]
             withheld.end(17)
-            adapter._kept._spans.append(withheld)
+            collector.kept._spans.append(withheld)
         hooks.work(lambda: None, None, (), {})
         assert ended == [17]
 
@@ -1420,7 +1440,7 @@ class TestCircuit:
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         """Of one entry, to be set."""
         now = [1000.0]
-        monkeypatch.setattr(adapter, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(collector, "time", SimpleNamespace(monotonic=lambda: now[0]))
         return now
 
     def collector(
@@ -1434,79 +1454,79 @@ class TestCircuit:
             clock[0] += waited[-1]
             return answers and after <= timeout
 
-        monkeypatch.setattr(adapter, "flush", flush)
+        monkeypatch.setattr(collector, "flush", flush)
         return waited
 
     def test_a_collector_that_does_not_answer_is_tried_now_and_then(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One whole wait; then shorter ones, each after a pause of two hundred times as long: half a percent."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
         began = clock[0]
         for _ in range(40_000):  # 20 jobs a second
-            adapter._hand_over(2.0, circuit.patience(2.0))
+            collector.hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:7] == [2.0, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
         assert sum(waited[1:]) / (clock[0] - began) < 0.005
 
     def test_one_that_is_back_is_waited_for_again(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """From its first answer on, as if nothing had been."""
         self.collector(monkeypatch, clock, answers=False, after=10)
-        assert adapter._hand_over(2.0, circuit.patience(2.0)) is False
+        assert collector.hand_over(2.0, circuit.patience(2.0)) is False
         waited = self.collector(monkeypatch, clock, answers=True, after=0.02)
-        assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
+        assert collector.hand_over(2.0, circuit.patience(2.0)) is None
         clock[0] += 25.1
-        assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
-        assert adapter._hand_over(2.0, circuit.patience(2.0)) is True
+        assert collector.hand_over(2.0, circuit.patience(2.0)) is True
+        assert collector.hand_over(2.0, circuit.patience(2.0)) is True
         assert circuit.patience(2.0) == 2.0
         assert waited == [0.02, 0.02]
 
     def test_one_that_is_slow_is_found_again_by_a_longer_try(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It needs 0.4 s: the third try waits for that long."""
         self.collector(monkeypatch, clock, answers=False, after=10)
-        adapter._hand_over(2.0, circuit.patience(2.0))
+        collector.hand_over(2.0, circuit.patience(2.0))
         waited = self.collector(monkeypatch, clock, answers=True, after=0.4)
         for _ in range(4000):
-            adapter._hand_over(2.0, circuit.patience(2.0))
+            collector.hand_over(2.0, circuit.patience(2.0))
             clock[0] += 0.05
         assert waited[:3] == [0.125, 0.25, 0.4]
         assert circuit.patience(2.0) == 2.0
 
     def test_a_refusal_that_costs_nothing_is_not_remembered(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The exporter gives up at once, or a processor never says that it has handed over: no job is held up."""
         self.collector(monkeypatch, clock, answers=False, after=0.01)
-        assert adapter._hand_over(2.0, circuit.patience(2.0)) is None
+        assert collector.hand_over(2.0, circuit.patience(2.0)) is None
         assert circuit.patience(2.0) == 2.0
 
     def test_what_a_time_limit_cuts_short_proves_nothing(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """traced_consumer alone flushes within the job's limit."""
         waited = self.collector(monkeypatch, clock, answers=False, after=10)
-        assert adapter._hand_over(2.0, circuit.patience(2.0), left=0.01) is None
+        assert collector.hand_over(2.0, circuit.patience(2.0), left=0.01) is None
         assert waited == [0.01]
         assert circuit.patience(2.0) == 2.0
 
     @pytest.mark.parametrize("timeout", [0.0, 0.001, 1.0, 600.0])
     def test_every_timeout_is_kept(
-        self, circuit: adapter._Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch, timeout: float
+        self, circuit: Circuit, clock: list[float], monkeypatch: pytest.MonkeyPatch, timeout: float
     ) -> None:
         """No wait is longer; 0 is for never."""
         waited = self.collector(monkeypatch, clock, answers=False, after=1e6)
         for _ in range(100):
-            adapter._hand_over(timeout, circuit.patience(timeout))
+            collector.hand_over(timeout, circuit.patience(timeout))
             clock[0] += timeout / 2
         assert max(waited, default=0.0) <= timeout
         assert (waited == []) is (timeout == 0)
         assert sum(waited) <= 9 * timeout
 
-    def test_whatever_stands_in_its_memory_no_wait_is_too_long(self, circuit: adapter._Circuit) -> None:
+    def test_whatever_stands_in_its_memory_no_wait_is_too_long(self, circuit: Circuit) -> None:
         """Nor a pause: a job may write anywhere in its process."""
         dice = random.Random(3)
         odd = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-9, 1e300, time.monotonic() + 1e9)
@@ -1524,7 +1544,7 @@ class TestCircuit:
             circuit.note(True, 2.0)
             assert circuit.patience(2.0) == 2.0
 
-    def test_forked_children_share_it(self, circuit: adapter._Circuit) -> None:
+    def test_forked_children_share_it(self, circuit: Circuit) -> None:
         """What one horse has found out holds for the next, whoever their parent is."""
         pid = os.fork()
         if pid == 0:
@@ -1603,7 +1623,7 @@ class TestBrokenTracers:
     @pytest.mark.parametrize("patient", [True, False])
     @pytest.mark.parametrize("told", [True, False])
     def test_work_horses_are_watched(
-        self, broken: adapter._Hooks, circuit: adapter._Circuit, told: bool, patient: bool
+        self, broken: adapter._Hooks, circuit: Circuit, told: bool, patient: bool
     ) -> None:
         """Whoever is to end the span."""
         if not patient:
@@ -1666,3 +1686,7 @@ class TestInstrumentor:
         assert issubclass(adapter.TracedWorker, Worker)
         assert issubclass(adapter.TracedSimpleWorker, SimpleWorker)
         assert pickle.loads(pickle.dumps(adapter.TracedWorker)) is adapter.TracedWorker
+
+
+def current_span_id() -> int:
+    return get_current_span().get_span_context().span_id

@@ -34,7 +34,6 @@ from queueprop.adapters import dramatiq as of_dramatiq
 from queueprop.adapters import kombu as of_kombu
 from queueprop.adapters import pika as of_pika
 from queueprop.adapters import rq as of_rq
-from queueprop.spans import engine_for
 from queueprop.testing import CapturedSpans
 
 LINK: Any = {"propagation": "link"}
@@ -247,8 +246,13 @@ class TestPika:
     def test_a_callback_that_nobody_decorated(self, channel: Any, caplog: pytest.LogCaptureFixture) -> None:
         """One that the instrumentor has wrapped is its own affair when somebody calls it without a message."""
         registered: list[Any] = []
-        hooks = of_pika._Hooks(engine_for())
-        hooks.consume(lambda queue, callback: registered.append(callback), channel, ("orders", handle), {})
+        instrumentor = of_pika.PikaInstrumentor()
+        instrumentor.instrument()
+        try:
+            channel.basic_consume("orders", handle, consumer_tag="ours")
+            registered.append(channel._consumers["ours"])
+        finally:
+            instrumentor.uninstrument()
         assert registered[0]("no message") == "handled"
         assert caplog.records == []
 
@@ -386,7 +390,11 @@ class TestAiokafka:
         assert list(of_aiokafka.traced_messages([record])) == [record]
         with of_aiokafka.traced_batch([record]):
             pass
-        told(caplog, f"(given {type(record).__name__})", "it is no record, as getone and getmany give them")
+        told(
+            caplog,
+            f"(given {type(record).__name__})",
+            "it is no record of aiokafka's, as getone and getmany give them",
+        )
         assert len(captured_spans) == 0
 
     def test_what_looks_like_a_record_is_one(self, captured_spans: CapturedSpans) -> None:
@@ -483,7 +491,9 @@ class TestKombu:
         with of_kombu.traced_batch([message]):
             pass
         told(
-            caplog, f"(given {type(message).__name__})", "it is no message, as get and itermessages give them"
+            caplog,
+            f"(given {type(message).__name__})",
+            "it is no message of kombu's, as get and itermessages give them",
         )
         assert len(captured_spans) == 0
 

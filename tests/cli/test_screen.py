@@ -9,7 +9,7 @@ from rich.console import Console
 
 from queueprop.cli.demo.screen import Screen, fitted
 from queueprop.cli.demo.verdict import Verdict
-from queueprop.tree import Reference, SpanRecord, render_tree
+from queueprop.testing.tree import Reference, SpanRecord, render_tree
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPANS = [

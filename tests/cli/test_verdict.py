@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from queueprop.cli.demo.verdict import Verdict
-from queueprop.tree import Reference, SpanRecord
+from queueprop.testing.tree import Reference, SpanRecord
 
 HTTP = {"service.name": "order-service"}
 WORKER = {"service.name": "notification-service"}

@@ -10,10 +10,10 @@ from opentelemetry.context import attach, get_current
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from queueprop import guard, spans
+from queueprop import guard
+from queueprop.engine import engine as spans
 from queueprop.testing import capture_spans
-
-from .telemetry import Telemetry
+from tests.telemetry import Telemetry
 
 
 @pytest.fixture(autouse=True)

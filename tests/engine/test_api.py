@@ -27,12 +27,11 @@ from queueprop import (
     receive_span,
     send_span,
     settle_span,
-    spans,
     traced_consumer,
 )
+from queueprop.engine import engine as spans
 from queueprop.testing import assert_no_orphans
-
-from .telemetry import (
+from tests.telemetry import (
     CREATION,
     ORDERS,
     OTHER_TRACE,
@@ -182,7 +181,9 @@ class TestSettingsOfTheEnvironment:
 
     def test_they_are_read_once(self, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
         """QUEUEPROP_* when the first operation is made; a warning about a wrong one is not repeated."""
-        monkeypatch.setattr(spans, "get_tracer_provider", lambda: telemetry.spans.tracer_provider)
+        monkeypatch.setattr(
+            "queueprop.engine.telemetry.get_tracer_provider", lambda: telemetry.spans.tracer_provider
+        )
         monkeypatch.setenv("QUEUEPROP_EXCLUDE", "tmp.*")
         for name in ("tmp.1", "orders"):
             with send_span(Destination("my-queue", name), headers={}):

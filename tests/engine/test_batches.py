@@ -13,10 +13,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span
 
 from queueprop import Destination, Message
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 from queueprop.testing import assert_no_orphans
-
-from .telemetry import (
+from tests.telemetry import (
     CREATION,
     ORDERS,
     OTHER_TRACE,
@@ -153,18 +152,6 @@ def test_handled_one_by_one_inside(telemetry: Telemetry) -> None:
     one, two = telemetry.spans[0], telemetry.spans[1]
     assert (parent(one), links(one)) == ((TRACE, 1), [(TRACE, 1), ids(whole)])
     assert (parent(two), links(two)) == ((OTHER_TRACE, 2), [(OTHER_TRACE, 2), ids(whole)])
-
-
-def test_an_adapters_batch_is_its_own(telemetry: Telemetry) -> None:
-    """A batch inside the processing of one of its messages by the same adapter is another operation."""
-    engine = telemetry.engine()
-    job = object()
-    with (
-        engine.process(ORDERS, Message({}, native=job), owner="rq"),
-        engine.process(ORDERS, [Message({}, native=job)], owner="rq"),
-    ):
-        pass
-    assert len(telemetry.spans) == 2
 
 
 def test_the_hook_is_run_for_each_message(telemetry: Telemetry) -> None:

@@ -14,9 +14,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from queueprop import Message
-from queueprop.spans import engine_for
-
-from .telemetry import ORDERS, TRACEPARENT, Telemetry, attributes
+from queueprop.engine.engine import engine_for
+from tests.telemetry import ORDERS, TRACEPARENT, Telemetry, attributes
 
 
 class Refused(Exception):

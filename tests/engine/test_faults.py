@@ -19,11 +19,11 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import INVALID_SPAN, NoOpTracerProvider, get_current_span
 
 import queueprop
-from queueprop import Message, guard, spans
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine, engine_for
-
-from .telemetry import ORDERS, TRACEPARENT, Telemetry
+from queueprop import Message, guard
+from queueprop.engine import telemetry as spans
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import Operation
+from tests.telemetry import ORDERS, TRACEPARENT, Telemetry
 
 Make = Callable[[Engine], Any]
 
@@ -41,7 +41,7 @@ OUR_CODE = str(Path(queueprop.__file__).parent)
 every_operation = pytest.mark.parametrize("make", OPERATIONS.values(), ids=OPERATIONS.keys())
 
 
-def received(engine: Engine) -> MessageOperation:
+def received(engine: Engine) -> Operation:
     receive = engine.receive(ORDERS)
     receive.add(Message({"traceparent": TRACEPARENT}))
     return receive
@@ -77,7 +77,7 @@ class BrokenEnd(SpanProcessor):
         raise self._error
 
 
-def handled(operation: MessageOperation) -> bool:
+def handled(operation: Operation) -> bool:
     """Runs a body inside; true when it ran and its own exception came out as it was."""
     error = ValueError("the body's own")
     before = get_current()
@@ -204,7 +204,7 @@ def test_a_wrong_send_time(telemetry: Telemetry) -> None:
 def test_without_a_span_it_says_so() -> None:
     """An operation that was not opened has the invalid span, and an operation of no kind starts none."""
     engine = Engine()
-    operation = MessageOperation(engine, ORDERS.operation("process", "process"))
+    operation = Operation(engine, ORDERS.labels("process", "process"))
     assert operation.span is INVALID_SPAN
     with pytest.raises(NotImplementedError):
         operation.open()

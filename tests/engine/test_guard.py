@@ -19,7 +19,7 @@ import pytest
 from opentelemetry.context import get_current
 
 from queueprop import guard
-from queueprop.scope import is_suppressed
+from queueprop.engine.scope import is_suppressed
 
 
 class TimeLimit(Exception):

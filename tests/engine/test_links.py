@@ -11,8 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_conte
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from queueprop import Message
-
-from .telemetry import (
+from tests.telemetry import (
     CREATION,
     ORDERS,
     OTHER_TRACE,

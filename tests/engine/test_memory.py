@@ -18,12 +18,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN
 
 from queueprop import Message, Settings, carry_context
-from queueprop.handlers import run_inside
-from queueprop.iteration import iterate_inside
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine, engine_for
-
-from .telemetry import ORDERS, TRACEPARENT
+from queueprop.engine.engine import Engine, engine_for
+from queueprop.engine.operations import Operation
+from queueprop.kit.handlers import run_inside
+from queueprop.kit.iteration import iterate_inside
+from tests.telemetry import ORDERS, TRACEPARENT
 
 
 class Refused(Exception):
@@ -48,7 +47,7 @@ def message() -> Message:
     return Message({"traceparent": TRACEPARENT, "baggage": "user=7"}, native=object())
 
 
-OPERATIONS: dict[str, Callable[[Engine], MessageOperation]] = {
+OPERATIONS: dict[str, Callable[[Engine], Operation]] = {
     "send": lambda engine: engine.send(ORDERS, Message({})),
     "send of a batch": lambda engine: engine.send(ORDERS, [Message({}), Message({})]),
     "process": lambda engine: engine.process(ORDERS, message()),
@@ -62,7 +61,7 @@ every_operation = pytest.mark.parametrize("make", OPERATIONS.values(), ids=OPERA
 
 
 @every_operation
-def test_a_closed_operation_is_freed(engine: Engine, make: Callable[[Engine], MessageOperation]) -> None:
+def test_a_closed_operation_is_freed(engine: Engine, make: Callable[[Engine], Operation]) -> None:
     """As soon as the caller lets go of it, and its span with it."""
     operation = make(engine)
     span = weakref.ref(operation.open())
@@ -74,7 +73,7 @@ def test_a_closed_operation_is_freed(engine: Engine, make: Callable[[Engine], Me
 
 
 @every_operation
-def test_an_excluded_operation_is_freed(make: Callable[[Engine], MessageOperation]) -> None:
+def test_an_excluded_operation_is_freed(make: Callable[[Engine], Operation]) -> None:
     """Also where the destination is excluded and only the context passes."""
     operation = make(Engine(Settings(exclude=("orders",))))
     operation.open()
@@ -114,10 +113,10 @@ class Seen:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.operation: weakref.ref[MessageOperation] | None = None
+        self.operation: weakref.ref[Operation] | None = None
         self.error: weakref.ref[Refused] | None = None
 
-    def begin(self, *args: Any) -> MessageOperation:
+    def begin(self, *args: Any) -> Operation:
         operation = self._engine.process(ORDERS, message())
         self.operation = weakref.ref(operation)
         return operation
@@ -232,7 +231,7 @@ def test_a_failed_async_generator_leaves_no_cycle(engine: Engine) -> None:
 def test_a_loop_leaves_no_cycle(engine: Engine) -> None:
     """Each message of a loop is freed when the next one comes, and the last with the loop."""
     seen = Seen(engine)
-    spans: list[weakref.ref[MessageOperation]] = []
+    spans: list[weakref.ref[Operation]] = []
 
     for _ in iterate_inside([1, 2, 3], seen.begin):
         assert seen.operation is not None
@@ -248,8 +247,9 @@ import gc, os, sys
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from queueprop import Destination, Message, Settings, rabbitmq
-from queueprop.spans import engine_for
+from queueprop import Destination, Message, Settings
+from queueprop.kit import rabbitmq
+from queueprop.engine.engine import engine_for
 
 reader = InMemoryMetricReader()
 engine = engine_for(Settings(tracer_provider=TracerProvider(), meter_provider=MeterProvider([reader])))

@@ -13,11 +13,11 @@ import pytest
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from queueprop import Destination, Message, semconv
-from queueprop.message import Templates, bounded, remembered
-from queueprop.spans import engine_for
-
-from .telemetry import Telemetry
+from queueprop import Destination, Message
+from queueprop.engine import semconv
+from queueprop.engine.engine import engine_for
+from queueprop.engine.message import Templates, bounded, remembered
+from tests.telemetry import Telemetry
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from .telemetry import Telemetry
 def test_the_name_of_a_span(destination: Destination, name: str) -> None:
     """`{operation} {destination}`: its template, else its name where that is of low cardinality, else the server's
     address, or nothing."""
-    assert destination.operation(semconv.SEND, "publish").span_name == name
+    assert destination.labels(semconv.SEND, "publish").span_name == name
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_the_name_of_a_span(destination: Destination, name: str) -> None:
 )
 def test_the_kind_of_a_span(kind: str, span_kind: SpanKind) -> None:
     """By the type of the operation."""
-    operation = Destination("q", "orders").operation(kind, "x")
+    operation = Destination("q", "orders").labels(kind, "x")
     assert (operation.span_kind, operation.attributes["messaging.operation.type"]) == (span_kind, kind)
 
 
 def test_a_send_beside_create_spans() -> None:
     """The kind can be given: such a send is a CLIENT."""
-    operation = Destination("q", "orders").operation(semconv.SEND, "publish", SpanKind.CLIENT)
+    operation = Destination("q", "orders").labels(semconv.SEND, "publish", SpanKind.CLIENT)
     assert operation.span_kind is SpanKind.CLIENT
 
 
@@ -80,7 +80,7 @@ def test_all_attributes() -> None:
         server_port=5672,
         attributes={"messaging.rabbitmq.destination.routing_key": "k"},
     )
-    assert destination.operation(semconv.PROCESS, "process").attributes == {
+    assert destination.labels(semconv.PROCESS, "process").attributes == {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
@@ -104,14 +104,14 @@ def test_all_attributes() -> None:
 def test_the_network_peer(kind: str, there: bool) -> None:
     """`network.peer.*` is on the operations that talk to the broker, and not on create or process."""
     peer: dict[str, AttributeValue] = {"network.peer.address": "10.0.0.1", "network.peer.port": 5672}
-    attributes = Destination("q", attributes={**peer, "a": 1}).operation(kind, "x").attributes
+    attributes = Destination("q", attributes={**peer, "a": 1}).labels(kind, "x").attributes
     assert peer.items() <= attributes.items() if there else not peer.keys() & attributes.keys()
     assert attributes["a"] == 1
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """No empty, false or None attributes."""
-    assert Destination("q").operation(semconv.SEND, "publish").attributes == {
+    assert Destination("q").labels(semconv.SEND, "publish").attributes == {
         "messaging.system": "q",
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
@@ -121,11 +121,11 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_operations_are_built_once() -> None:
     """The same operation of one destination is the same object, and another one is not."""
     destination = Destination("q", "orders")
-    publish = destination.operation(semconv.SEND, "publish")
-    assert destination.operation(semconv.SEND, "publish") is publish
-    assert destination.operation(semconv.SEND, "enqueue") is not publish
-    assert destination.operation(semconv.SEND, "publish", SpanKind.CLIENT) is not publish
-    assert Destination("q", "orders").operation(semconv.SEND, "publish") is not publish
+    publish = destination.labels(semconv.SEND, "publish")
+    assert destination.labels(semconv.SEND, "publish") is publish
+    assert destination.labels(semconv.SEND, "enqueue") is not publish
+    assert destination.labels(semconv.SEND, "publish", SpanKind.CLIENT) is not publish
+    assert Destination("q", "orders").labels(semconv.SEND, "publish") is not publish
 
 
 def test_a_destination_is_a_value() -> None:
@@ -134,11 +134,11 @@ def test_a_destination_is_a_value() -> None:
         Destination("q", "orders", attributes={"a": 1}),
         Destination("q", "orders", attributes={"a": 1}),
     )
-    one.operation(semconv.SEND, "publish")
+    one.labels(semconv.SEND, "publish")
     assert one == other
     assert hash(one) == hash(other)
     assert one != Destination("q", "orders")
-    assert "_operations" not in repr(one)
+    assert "_labels" not in repr(one)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.name = "x"  # type: ignore[misc]
 
@@ -147,11 +147,11 @@ def test_a_destination_is_a_value() -> None:
 def test_a_destination_can_be_handed_on(transfer: Any) -> None:
     """Copied or pickled (for a worker process), also when it is in use."""
     one = Destination("q", "orders")
-    one.operation(semconv.SEND, "publish")
+    one.labels(semconv.SEND, "publish")
     other = transfer(one)
     assert other == one
-    assert other.operation(semconv.SEND, "publish").span_name == "publish orders"
-    assert dataclasses.replace(one, name="x").operation(semconv.SEND, "publish").span_name == "publish x"
+    assert other.labels(semconv.SEND, "publish").span_name == "publish orders"
+    assert dataclasses.replace(one, name="x").labels(semconv.SEND, "publish").span_name == "publish x"
 
 
 def test_it_is_handed_on_without_what_it_has_cached() -> None:
@@ -159,17 +159,17 @@ def test_it_is_handed_on_without_what_it_has_cached() -> None:
     one = Destination("q", "orders")
     before = pickle.dumps(one)
     for name in ("publish", "enqueue"):
-        one.operation(semconv.SEND, name)
+        one.labels(semconv.SEND, name)
     assert pickle.dumps(one) == before
-    assert copy.copy(one)._operations == {}
+    assert copy.copy(one)._labels == {}
 
 
 def test_operations_without_end() -> None:
     """Names that are made for each call are not kept."""
     destination = Destination("q", "orders")
     for number in range(1000):
-        assert destination.operation(semconv.SEND, f"publish {number}").name == f"publish {number}"
-    assert len(destination._operations) < 100
+        assert destination.labels(semconv.SEND, f"publish {number}").name == f"publish {number}"
+    assert len(destination._labels) < 100
 
 
 class TestTemplates:
@@ -195,7 +195,7 @@ class TestTemplates:
         """The first that matches, before one that the destination has: it names the span, and is an attribute beside
         the name. Without any, all is as it was.
         """
-        operation = destination.operation(semconv.SEND, "publish", None, self.TEMPLATES)
+        operation = destination.labels(semconv.SEND, "publish", None, self.TEMPLATES)
         assert operation.attributes.get("messaging.destination.template") == template
         assert operation.attributes.get("messaging.destination.name") == destination.name
         assert operation.span_name == f"publish {template or destination.name or ''}".strip()
@@ -205,7 +205,7 @@ class TestTemplates:
         """One destination under two settings has the name that each of them gives it."""
         destination = Destination("q", "orders.7")
         names = [
-            destination.operation(semconv.SEND, "publish", None, templates).span_name
+            destination.labels(semconv.SEND, "publish", None, templates).span_name
             for templates in (None, self.TEMPLATES, Templates([("*", "all")]), None)
         ]
         assert names == ["publish orders.7", "publish orders.{id}", "publish all", "publish orders.7"]
@@ -253,7 +253,7 @@ class TestRemembered:
         kept = []
         for number in range(5000):
             destination = make(f"reply-{number}")
-            destination.operation(semconv.SEND, "publish")
+            destination.labels(semconv.SEND, "publish")
             kept.append(weakref.ref(destination))
             del destination
         alive = sum(one() is not None for one in kept)
@@ -295,7 +295,7 @@ def test_all_that_a_destination_tells_has_a_bound() -> None:
         Destination("q", long, template=long),
         Destination("q", server_address=long, server_port=1),
     ):
-        operation = destination.operation(semconv.SEND, "publish")
+        operation = destination.labels(semconv.SEND, "publish")
         assert max(len(str(value)) for value in operation.attributes.values()) == 1024
         assert len(operation.span_name) <= 1024 + len("publish ")
 
@@ -306,14 +306,6 @@ def test_a_message_needs_nothing() -> None:
     assert message.headers is None
     assert message.process_context is None
     assert Message({"a": "1"}).headers == {"a": "1"}
-
-
-def test_the_identity_of_a_delivery() -> None:
-    """`key` where it is given, else the library's own message."""
-    native, key = object(), object()
-    assert Message(native=native).identity is native
-    assert Message(native=native, key=key).identity is key
-    assert Message().identity is None
 
 
 def test_a_message_takes_no_other_field() -> None:

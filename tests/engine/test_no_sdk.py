@@ -13,10 +13,11 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, NoOpTracerProvider, Span, Tracer, get_current_span
 
-from queueprop import Message, Settings, no_sdk, spans
-from queueprop.spans import Engine
-
-from .telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
+from queueprop import Message, Settings
+from queueprop.engine import no_sdk
+from queueprop.engine import telemetry as spans
+from queueprop.engine.engine import Engine
+from tests.telemetry import CREATION, ORDERS, TRACEPARENT, Telemetry, current_ids, ids, written
 
 PROXY = trace.ProxyTracerProvider()
 LAUNCHER = "opentelemetry.instrumentation.auto_instrumentation"
@@ -58,7 +59,7 @@ def test_what_came_in_goes_on(engine: Engine) -> None:
 
 def test_a_message_without_a_context(engine: Engine) -> None:
     """Nothing comes in, nothing goes out; a span that is current around the loop does not get in."""
-    forwarded: dict[str, Any] = {"traceparent": TRACEPARENT}
+    forwarded: dict[str, Any] = {"tracestate": "a=1"}
     ambient = NonRecordingSpan(trace.SpanContext(5, 6, is_remote=False, trace_flags=trace.TraceFlags(1)))
     with (
         trace.use_span(ambient),

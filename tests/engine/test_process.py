@@ -18,6 +18,7 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
     NonRecordingSpan,
+    NoOpTracerProvider,
     Span,
     SpanContext,
     SpanKind,
@@ -28,13 +29,15 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import Attributes
 
-from queueprop import Destination, Message, Settings, carry_context
-from queueprop.spans import Engine
+from queueprop import Destination, Message, Settings
+from queueprop.engine.engine import Engine
+from queueprop.engine.operations import HandledAgain, Process
+from queueprop.engine.scope import current_scope
 from queueprop.testing import assert_no_orphans
-
-from .telemetry import (
+from tests.telemetry import (
     CREATION,
     ORDERS,
+    OTHERS,
     TRACE,
     TRACEPARENT,
     Telemetry,
@@ -552,27 +555,26 @@ class TestInside:
         assert get_current() is before
 
 
-class TestOwner:
-    """Layers of one adapter on top of each other: one delivery, one span."""
+class TestAgain:
+    """HandledAgain: the same delivery by another layer, elsewhere, or once more. One delivery, one span."""
 
-    def test_the_same_delivery_twice(self, telemetry: Telemetry) -> None:
-        """The explicit API inside the instrumentor: the same native message makes no second span."""
-        engine = telemetry.engine()
-        job = object()
-        headers = {"traceparent": TRACEPARENT}
-        with engine.process(ORDERS, Message(headers, native=job), owner="rq") as span:
-            with engine.process(ORDERS, Message(headers, native=job), owner="rq") as same:
+    def test_inside_its_own_handling(self, telemetry: Telemetry) -> None:
+        """The explicit API inside the instrumentor: the same span, and nothing else becomes current."""
+        with telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT})) as span:
+            process = current_scope(get_current())
+            assert isinstance(process, Process)
+            before = get_current()
+            with HandledAgain(process) as same:
                 assert same is span
+                assert get_current() is before
             assert get_current_span() is span
         assert telemetry.only().name == "process orders"
 
-    def test_the_inner_one_tells_the_outer_what_was_raised(self, telemetry: Telemetry) -> None:
-        """A loop is not told what its body raised: traced_message inside it, which has no span of its own, is."""
-        engine = telemetry.engine()
-        job = object()
-        loop = engine.process(ORDERS, Message({}, native=job), owner="rq")
+    def test_it_tells_the_span_what_was_raised(self, telemetry: Telemetry) -> None:
+        """A loop is not told what its body raised: what handles the same message inside the body is."""
+        loop = telemetry.engine().process(ORDERS, Message({}))
         loop.open()
-        with pytest.raises(LookupError), engine.process(ORDERS, Message({}, native=job), owner="rq"):
+        with pytest.raises(LookupError), HandledAgain(loop):
             raise LookupError("no stock")
         loop.close()
         span = telemetry.only()
@@ -581,81 +583,108 @@ class TestOwner:
 
     def test_what_the_outer_one_raises_itself_comes_first(self, telemetry: Telemetry) -> None:
         """A handler that turns one exception into another failed with the other."""
-        engine = telemetry.engine()
-        job = object()
-        outer = engine.process(ORDERS, Message({}, native=job), owner="rq")
+        outer = telemetry.engine().process(ORDERS, Message({}))
         outer.open()
-        with pytest.raises(LookupError), engine.process(ORDERS, Message({}, native=job), owner="rq"):
+        with pytest.raises(LookupError), HandledAgain(outer):
             raise LookupError("no stock")
         outer.close(ValueError("no order"))
         assert telemetry.only().status.description == "no order"
 
-    def test_also_behind_a_carried_context(self, telemetry: Telemetry) -> None:
-        """The same delivery in an executor, by carry_context, is still the same."""
-        engine = telemetry.engine()
-        job = object()
+    def test_in_another_thread_while_it_is_open(self, telemetry: Telemetry) -> None:
+        """A worker that a loop hands its message to: the span is current there, with the baggage, and gone after."""
+        seen: list[object] = []
+        process = telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "a=1"}))
+        span = process.open()
 
-        def handle() -> None:
-            with engine.process(ORDERS, Message({}, native=job), owner="rq"):
-                pass
+        def work() -> None:
+            before = get_current()
+            with HandledAgain(process):
+                seen.extend([get_current_span() is span, baggage.get_baggage("a")])
+            seen.append(get_current() is before)
 
-        with engine.process(ORDERS, Message({}, native=job), owner="rq"):
-            thread = threading.Thread(target=carry_context(carry_context(handle)))
-            thread.start()
-            thread.join()
-        assert telemetry.only().name == "process orders"
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        process.close()
+        assert seen == [True, "1", True]
 
-    def test_a_key_tells_deliveries_apart(self, telemetry: Telemetry) -> None:
-        """Where layers wrap the message in objects of their own, what is below them tells: `key`."""
-        engine = telemetry.engine()
-        frame = object()
-        with engine.process(ORDERS, Message({}, native="outer", key=frame), owner="kombu"):
-            with engine.process(ORDERS, Message({}, native="inner", key=frame), owner="kombu"):
-                pass
-            with engine.process(ORDERS, Message({}, native=frame), owner="kombu"):
-                pass
-            with engine.process(ORDERS, Message({}, native="outer", key=object()), owner="kombu"):
-                pass
-        assert len(telemetry.spans) == 2
-
-    def test_what_is_another_delivery(self, telemetry: Telemetry) -> None:
-        """Another message, another adapter, the core, the same message after its handling: spans of their own."""
-        engine = telemetry.engine()
-        job, other = object(), object()
-        with engine.process(ORDERS, Message({}, native=job), owner="kombu"):
-            with engine.process(ORDERS, Message({}, native=other), owner="kombu"):
-                pass
-            with engine.process(ORDERS, Message({}, native=job), owner="pika"):
-                pass
-            with engine.process(ORDERS, Message({}, native=job)):
-                pass
-        with engine.process(ORDERS, Message({}, native=job), owner="kombu"):
+    def test_when_it_is_over(self, telemetry: Telemetry) -> None:
+        """A retry of the user's: inside the trace and the baggage, without a second span; its error is nobody's."""
+        process = telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "a=1"}))
+        with process as span:
             pass
-        assert len(telemetry.spans) == 5
+        for _ in range(2):
+            again = HandledAgain(process)
+            with telemetry.current(), again:
+                assert ids(get_current_span()) == ids(span)
+                assert not get_current_span().is_recording()
+                assert baggage.get_all() == {"a": "1"}
+                with telemetry.engine().process(OTHERS, Message({})):
+                    pass
+            again.close(LookupError("no stock"))
+        assert len(telemetry.spans.named("process orders")) == 1
+        assert telemetry.only("process orders").status.status_code is StatusCode.UNSET
+        assert links(telemetry.spans.named("process others")[0]) == []
 
-    def test_in_the_context_of_a_handling_that_is_over(self, telemetry: Telemetry) -> None:
-        """A task that outlives its handler: what is delivered there is a delivery, with or without a native message;
-        the span that is current there is linked."""
-        engine = telemetry.engine()
-        job = object()
-        with engine.process(ORDERS, Message({}, native=job), owner="rq") as ended:
+    def test_where_nothing_was_traced(self, telemetry: Telemetry) -> None:
+        """A handling that was suppressed has no context to enter, and is not to be joined."""
+        process = telemetry.engine().process(ORDERS, Message({}))
+        assert not process.is_to_join
+        with suppress_instrumentation(), process:
+            pass
+        assert not process.is_to_join
+        before = get_current()
+        with HandledAgain(process):
+            assert get_current() is before
+
+    def test_without_an_sdk(self, telemetry: Telemetry) -> None:
+        """What the message brought goes on, were it baggage alone."""
+        engine = telemetry.engine(tracer_provider=NoOpTracerProvider())
+        process = engine.process(ORDERS, Message({"baggage": "user=7"}))
+        with process:
+            pass
+        with HandledAgain(process):
+            assert baggage.get_all() == {"user": "7"}
+            assert not get_current_span().get_span_context().is_valid
+
+    def test_a_settlement_inside_is_the_span_s_child(self, telemetry: Telemetry) -> None:
+        """What settles there is settled inside the delivery's handling."""
+        engine, message = telemetry.engine(), Message({"traceparent": TRACEPARENT})
+        process = engine.process(ORDERS, message)
+        with process as span:
+            pass
+        with HandledAgain(process), engine.settle(ORDERS, message):
+            pass
+        assert parent(telemetry.only("ack orders")) == ids(span)
+
+    @pytest.mark.usefixtures("guarded")
+    def test_a_fault_of_ours(self, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The body runs, as it would without."""
+        process = telemetry.engine().process(ORDERS, Message({}))
+        with process:
+            pass
+        monkeypatch.setattr(Process, "inside", lambda self, current: 1 / 0)
+        with HandledAgain(process) as span:
+            assert span is INVALID_SPAN
+
+    def test_an_ambient_span_that_has_ended_is_not_linked(self, telemetry: Telemetry) -> None:
+        """A client's reader task keeps for life the span that was current when it connected: not parent, not linked."""
+        with telemetry.current("start-up"):
             inside = get_current()
         token = attach(inside)
-        for native in (job, None):
-            with engine.process(ORDERS, Message({}, native=native), owner="rq"):
+        for settings in ({}, {"propagation": "link"}):
+            with telemetry.engine(**settings).process(ORDERS, Message({"traceparent": TRACEPARENT})):
                 pass
-        with engine.send(ORDERS, Message({}), owner="rq"):
-            pass
         detach(token)
-        assert [links(span) for span in telemetry.spans.named("process orders")[1:]] == [[ids(ended)]] * 2
-        assert parent(telemetry.only("publish orders")) == ids(ended)
+        parented, linked = telemetry.spans.named("process orders")
+        assert (parent(parented), links(parented)) == (CREATION, [CREATION])
+        assert (parent(linked), links(linked)) == (None, [CREATION])
 
-    def test_a_publish_in_between(self, telemetry: Telemetry) -> None:
-        """A handler called inside a publish of the same adapter (an in-memory broker) is a delivery."""
-        engine = telemetry.engine()
-        with engine.send(ORDERS, Message({}), owner="rq"), engine.process(ORDERS, Message({}), owner="rq"):
-            pass
-        assert len(telemetry.spans) == 2
+    def test_an_ambient_span_that_was_sampled_out(self, telemetry: Telemetry) -> None:
+        """In link mode it is the parent all the same: nobody records what goes on inside of it."""
+        out = NonRecordingSpan(SpanContext(5, 6, is_remote=False))
+        with trace.use_span(out), telemetry.engine(propagation="link").process(ORDERS, Message({})) as span:
+            assert span.get_span_context().trace_id == 5
 
 
 class TestByHand:
@@ -693,9 +722,9 @@ class TestByHand:
         assert get_current() is before
 
     def test_remote_contexts_are_not_mistaken_for_ambient(self, telemetry: Telemetry) -> None:
-        """A remote span that somebody extracted and attached is ambient like any: linked, not the parent."""
+        """A remote span that somebody extracted and attached records nothing here: neither parent nor link."""
         remote = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1))
         message = Message({"traceparent": TRACEPARENT})
         with trace.use_span(NonRecordingSpan(remote)), telemetry.engine().process(ORDERS, message):
             pass
-        assert links(telemetry.only()) == [CREATION, (5, 6)]
+        assert links(telemetry.only()) == [CREATION]

@@ -13,12 +13,18 @@ from opentelemetry.context import Context, attach, detach, get_current, set_valu
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from queueprop import guard
-from queueprop.scope import Carried, Scope, current_scope, is_suppressed, span_context_of
+from queueprop.engine.scope import (
+    AttachedContext,
+    CarriedContext,
+    current_scope,
+    is_suppressed,
+    span_context_of,
+)
 
 
-def opened(name: str) -> Scope:
+def opened(name: str) -> AttachedContext:
     """A scope that is current; its name can be read by ``current``."""
-    scope = Scope()
+    scope = AttachedContext()
     before = get_current()
     scope.attach({**before, "name": name}, before)
     return scope
@@ -73,8 +79,8 @@ def test_a_captured_context_is_the_programs() -> None:
 def test_never_attached() -> None:
     """Detaching or reattaching what never was current changes nothing."""
     before = get_current()
-    Scope().detach()
-    Scope().reattach()
+    AttachedContext().detach()
+    AttachedContext().reattach()
     assert get_current() is before
 
 
@@ -203,10 +209,10 @@ def test_current_scope() -> None:
     assert current_scope(get_current()) is scope
     inside = get_current()
     scope.detach()
-    carried = Carried(inside)
+    carried = CarriedContext(inside)
     twice: list[object] = []
     carried.open()
-    again = Carried(get_current())
+    again = CarriedContext(get_current())
     again.open()
     twice.append(current_scope(get_current()))
     assert current() == "a"
@@ -218,7 +224,7 @@ def test_current_scope() -> None:
 
 def test_a_carried_context_without_an_operation() -> None:
     """A context of nobody's is carried all the same."""
-    carried = Carried(Context({"name": "x"}))
+    carried = CarriedContext(Context({"name": "x"}))
     carried.open()
     assert current() == "x"
     assert current_scope(get_current()) is None
@@ -265,7 +271,7 @@ def test_any_order(steps: list[tuple[str, int]]) -> None:
     """Whatever is attached, detached and attached again in whatever order: the one that came last of those that are
     still attached is current, and at the end the very context of the beginning."""
     before = get_current()
-    scopes: dict[int, Scope] = {}
+    scopes: dict[int, AttachedContext] = {}
     still_attached: list[int] = []
     for step, number in steps:
         if step == "attach" and number not in scopes:

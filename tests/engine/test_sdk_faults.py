@@ -20,14 +20,14 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, get_current_span
 
-from queueprop import Destination, Message, guard, process_span, spans
-from queueprop.handlers import run_inside
-from queueprop.iteration import iterate_inside
-from queueprop.operations import MessageOperation
-from queueprop.propagation import SPAN_KEY
-from queueprop.spans import Engine
-
-from .telemetry import ORDERS, OTHER_TRACE, TRACE, TRACEPARENT, Telemetry, traceparent
+from queueprop import Destination, Message, guard, process_span
+from queueprop.engine import telemetry as spans
+from queueprop.engine.engine import Engine
+from queueprop.engine.operations import Operation
+from queueprop.kit.handlers import run_inside
+from queueprop.kit.iteration import iterate_inside
+from queueprop.wire.propagation import SPAN_KEY
+from tests.telemetry import ORDERS, OTHER_TRACE, TRACE, TRACEPARENT, Telemetry, traceparent
 
 Seen = list[int | None]
 """The trace ids that a use of the engine has seen, on the wire or in a handler; None where there was none."""
@@ -79,8 +79,8 @@ def out(headers: dict[str, str]) -> Message:
 
 def send(engine: Engine) -> Seen:
     headers: dict[str, str] = {}
-    with engine.send(ORDERS, out(headers), owner="us"):
-        assert engine.is_sending("us")
+    with engine.send(ORDERS, out(headers)):
+        pass
     return [on_the_wire(headers)]
 
 
@@ -179,7 +179,7 @@ def send_that_is_marked_as_failed(engine: Engine) -> Seen:
 
 
 def process(engine: Engine) -> Seen:
-    with engine.process(ORDERS, arrived(), owner="us"):
+    with engine.process(ORDERS, arrived()):
         seen = [in_hand()]
     return seen
 
@@ -215,7 +215,7 @@ def process_in_a_handler(engine: Engine) -> Seen:
         seen.append(in_hand())
         raise Theirs
 
-    def begin(*args: Any) -> MessageOperation:
+    def begin(*args: Any) -> Operation:
         return engine.process(ORDERS, arrived())
 
     assert run_inside(handle, begin)() == 7

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from queueprop import semconv
+from queueprop.engine import semconv
 
 OWN = ("messaging.header.", "queueprop.")
 

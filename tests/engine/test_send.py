@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span
 
-from queueprop import Destination, Message, semconv
-
-from .telemetry import (
+from queueprop import Destination, Message
+from queueprop.engine import semconv
+from tests.telemetry import (
     ORDERS,
     TRACEPARENT,
     Telemetry,
@@ -65,7 +65,7 @@ def test_the_operation_may_have_another_name(telemetry: Telemetry) -> None:
 def test_the_headers_carry_the_span(telemetry: Telemetry) -> None:
     """What is written is the PRODUCER span itself, in place of the context that the headers had before."""
     headers: dict[str, Any] = {"TraceParent": TRACEPARENT, "tracestate": "a=1", "x": 1}
-    with telemetry.engine().send(ORDERS, Message(headers)) as span:
+    with telemetry.current(), telemetry.engine().send(ORDERS, Message(headers)) as span:
         assert written(headers) == ids(span)
     assert sorted(headers) == ["traceparent", "x"]
 
@@ -196,44 +196,6 @@ def test_suppressed(telemetry: Telemetry) -> None:
             assert get_current() is before
     assert headers == {"traceparent": TRACEPARENT}
     assert len(telemetry.spans) == 0
-
-
-def test_a_facade_makes_no_second_span(telemetry: Telemetry) -> None:
-    """A publish inside a publish of the same adapter is the same publish: one span, one context in the headers."""
-    engine = telemetry.engine()
-    outer: dict[str, Any] = {}
-    inner: dict[str, Any] = {}
-    with engine.send(ORDERS, Message(outer), owner="rq") as span:
-        with engine.send(ORDERS, Message(inner), owner="rq") as same:
-            assert same is span
-        assert get_current_span() is span
-    assert telemetry.only().name == "publish orders"
-    assert inner == {}
-
-
-def test_an_adapter_can_ask(telemetry: Telemetry) -> None:
-    """`is_sending(owner)`: inside an open publish of that adapter alone, handlers called there excepted."""
-    engine = telemetry.engine()
-    seen = [engine.is_sending("rq")]
-    with engine.send(ORDERS, Message({}), owner="rq"):
-        seen += [engine.is_sending("rq"), engine.is_sending("pika")]
-        with engine.process(ORDERS, Message({})):
-            seen.append(engine.is_sending("rq"))
-    seen.append(engine.is_sending("rq"))
-    assert seen == [False, True, False, False, False]
-
-
-def test_another_adapter_inside_makes_its_own(telemetry: Telemetry) -> None:
-    """Only an adapter's own facade is the same publish: another adapter, the core, or a later publish is not."""
-    engine = telemetry.engine()
-    with engine.send(ORDERS, Message({}), owner="kombu"):
-        with engine.send(ORDERS, Message({}), owner="pika"):
-            pass
-        with engine.send(ORDERS, Message({})):
-            pass
-    with engine.send(ORDERS, Message({}), owner="kombu"):
-        pass
-    assert len(telemetry.spans) == 4
 
 
 class TestHooks:
@@ -600,10 +562,3 @@ class TestBatch:
         with telemetry.current() as ambient, engine.send(ORDERS, [Message(one) for one in headers]):
             pass
         assert [written(one) for one in headers] == [ids(ambient)] * 2
-
-    def test_a_facade_makes_no_second_span(self, telemetry: Telemetry) -> None:
-        """A single publish inside a batch of the same adapter is part of it."""
-        engine = telemetry.engine()
-        with engine.send(ORDERS, [Message({})], owner="rq"), engine.send(ORDERS, Message({}), owner="rq"):
-            pass
-        assert sorted(span.name for span in telemetry.spans) == ["create orders", "publish orders"]

@@ -14,7 +14,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
 from queueprop import Destination, Message, Settings
-from queueprop.spans import engine_for
+from queueprop.engine.engine import engine_for
 
 DEFAULTS: dict[str, Any] = {
     "propagation": "parent",
@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "exclude": (),
     "settle_spans": False,
     "receive_spans": True,
+    "loop_spans": True,
     "capture_headers": (),
     "body_size": False,
     "destination_templates": (),

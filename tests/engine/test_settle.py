@@ -11,9 +11,8 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from queueprop import Message
-from queueprop.spans import Engine, engine_for
-
-from .telemetry import (
+from queueprop.engine.engine import Engine, engine_for
+from tests.telemetry import (
     CREATION,
     ORDERS,
     TRACE,

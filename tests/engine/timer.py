@@ -15,8 +15,8 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 from queueprop import Destination, Message, Settings
-from queueprop.operations import MessageOperation
-from queueprop.spans import Engine
+from queueprop.engine.engine import Engine
+from queueprop.engine.operations import Operation
 
 ORDERS = Destination("my-queue", "orders")
 HEADERS = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "baggage": "user=7"}
@@ -32,11 +32,11 @@ def expire(number: int, frame: FrameType | None) -> None:
     raise TimeLimit
 
 
-def operations() -> list[MessageOperation]:
+def operations() -> list[Operation]:
     return [engine.process(ORDERS, Message(HEADERS)), engine.send(ORDERS, Message({}))]
 
 
-def work(current: list[MessageOperation]) -> None:
+def work(current: list[Operation]) -> None:
     for _ in range(1000):
         for operation in current:
             operation.open()

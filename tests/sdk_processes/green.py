@@ -33,7 +33,7 @@ import threading  # noqa: E402
 
 from opentelemetry import trace  # noqa: E402
 
-from queueprop.flush import flush  # noqa: E402
+from queueprop.process.flush import flush  # noqa: E402
 from queueprop.sdk import configure_tracing  # noqa: E402
 
 if order == "between":

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from opentelemetry import trace
 
-from queueprop.flush import flush
+from queueprop.process.flush import flush
 from queueprop.sdk import configure_tracing
 
 

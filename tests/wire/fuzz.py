@@ -19,8 +19,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from queueprop import guard
-from queueprop.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
-from queueprop.w3c import BaggageValue
+from queueprop.wire.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
+from queueprop.wire.w3c import BaggageValue
 
 from .odd import Chooser
 

@@ -12,18 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queueprop import guard, headers
+from queueprop import guard
+from queueprop.wire import headers
 
 NAMES = ("traceparent", "tracestate", "baggage")
 SPELLINGS: list[Any] = ["traceparent", "Traceparent", "TRACEPARENT", b"traceparent", b"TraceParent"]
-JUNK = [
+JUNK: list[Any] = [
     None,
     0,
     1.5,
     True,
     "traceparent",
     b"traceparent",
-    object(),
+    ...,
     [],
     (),
     {},

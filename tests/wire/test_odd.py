@@ -18,9 +18,10 @@ from opentelemetry.context import Context
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
 from opentelemetry.propagators.b3 import B3MultiFormat
 
-from queueprop import guard, headers
-from queueprop.propagation import BAGGAGE_KEY, extract, inject, read
-from queueprop.w3c import BaggageValue
+from queueprop import guard
+from queueprop.wire import headers
+from queueprop.wire.propagation import BAGGAGE_KEY, extract, inject, read
+from queueprop.wire.w3c import BaggageValue
 
 from . import fuzz
 from .odd import (
@@ -157,7 +158,7 @@ class TestRead:
         self, lenient_guard: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """extract never raises, not even where it is we who are wrong."""
-        monkeypatch.setattr("queueprop.w3c.parse_traceparent", lambda values: 1 / 0)
+        monkeypatch.setattr("queueprop.wire.w3c.parse_traceparent", lambda values: 1 / 0)
 
         extraction = read({"traceparent": VALID})
 

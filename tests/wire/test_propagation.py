@@ -21,10 +21,10 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-import queueprop.propagation
+import queueprop.wire.propagation
 from queueprop import guard
-from queueprop.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
-from queueprop.w3c import BaggageValue
+from queueprop.wire.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
+from queueprop.wire.w3c import BaggageValue
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -201,7 +201,7 @@ class TestDefault:
             "traceparent",
             b"traceparent",
             5,
-            object(),
+            ...,
             [None, 1, "traceparent"],
             {"other": VALID},
             {1: 2},
@@ -631,13 +631,13 @@ class TestStrangePropagators:
     def test_the_decision_is_made_once_a_propagator(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Not for each message; and again when another one is configured."""
         decided: list[TextMapPropagator] = []
-        decide = queueprop.propagation._decide
+        decide = queueprop.wire.propagation._decide
 
         def counting(propagator: TextMapPropagator) -> Any:
             decided.append(propagator)
             return decide(propagator)
 
-        monkeypatch.setattr(queueprop.propagation, "_decide", counting)
+        monkeypatch.setattr(queueprop.wire.propagation, "_decide", counting)
         first, second = B3SingleFormat(), CompositePropagator([])
         for propagator in (first, first, second, first):
             set_global_textmap(propagator)
@@ -651,9 +651,9 @@ def test_opentelemetry_keeps_span_and_baggage_where_we_put_them() -> None:
     """The one thing of its inside that we rely on: one key each, the baggage a dict."""
     (span_key, span), (baggage_key, members) = context_of({"k": "v"}).items()
 
-    assert span_key == queueprop.propagation.SPAN_KEY
+    assert span_key == queueprop.wire.propagation.SPAN_KEY
     assert isinstance(span, NonRecordingSpan)
-    assert baggage_key == queueprop.propagation.BAGGAGE_KEY
+    assert baggage_key == queueprop.wire.propagation.BAGGAGE_KEY
     assert type(members) is dict
     assert get_current() == {}
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags, TraceState
 
-from queueprop.w3c import (
+from queueprop.wire.w3c import (
     BaggageValue,
     allowed_baggage,
     format_baggage,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # name -> the Broker; what it needs is imported only when it runs
 BROKERS = {
+    "aio-pika": "queueprop.cli.demo.aio_pika.broker:AioPika",
     "dramatiq": "queueprop.cli.demo.dramatiq.broker:Dramatiq",
     "kafka": "queueprop.cli.demo.kafka.broker:Kafka",
     "kombu": "queueprop.cli.demo.kombu.broker:Kombu",

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from queueprop.cli.demo.brokers import READY
 from queueprop.cli.demo.verdict import Verdict
-from queueprop.tree import SpanRecord, render_tree
+from queueprop.testing.tree import SpanRecord, render_tree
 
 _TRACE_ID = re.compile(r"(?:^trace |trace_id=)([0-9a-f]{32})\b")
 _LOG_LINE = re.compile(r"[A-Z]+ trace_id=([0-9a-f]{32})? ")

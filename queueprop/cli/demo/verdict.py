@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from queueprop.testing import orphans
-from queueprop.tree import SpanRecord
+from queueprop.testing.tree import SpanRecord
 
 WORKER = "notification-service"
 

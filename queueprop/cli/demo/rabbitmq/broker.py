@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class RabbitMQ(Broker):
     title = "pika"
-    needs = (*DEMO_NEEDS, "pika")
+    needs: Sequence[str] = (*DEMO_NEEDS, "pika")
     order_service = "queueprop.cli.demo.rabbitmq.order_service"
     notification_service = "queueprop.cli.demo.rabbitmq.notification_service"
 
