@@ -131,7 +131,7 @@ class _Node(ProgramBroker):
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{_IDLE} -kernel inet_dist_use_interface {{127,0,0,1}}",
             # The script then becomes the server, and does not stay between us and the server's signals.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
@@ -142,6 +142,10 @@ class _Node(ProgramBroker):
             [self._epmd, "-port", str(self._mapper_port), "-address", "127.0.0.1"], self._environment
         )
         self._program([self._server], self._environment)
+
+
+# Schedulers that have nothing to do sleep at once: two cores are for the tests.
+_IDLE = "+sbwt none +sbwtdcpu none +sbwtdio none"
 
 
 class _Container(ContainerBroker):

@@ -110,8 +110,10 @@ class DramatiqDriver(Driver):
 
     @classmethod
     def many(cls, column: Column) -> int:
-        # Every broker runs the same code of ours there.
-        return 10_000 if column.style == "Stub" else 200
+        # Every broker, and both APIs, run the same code of ours there.
+        if column.style != "Stub":
+            return 200
+        return 10_000 if column.api == "instrumentor" else 1_000
 
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
