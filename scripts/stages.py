@@ -122,6 +122,12 @@ def types() -> None:
 
 def here() -> None:
     """The unit tests keep one core busy, and the contract, which mostly waits, the other."""
+    if not is_rest:
+        leave_out(
+            "other styles, ten thousand messages, a library's second restart and second hundred of retries, live tests "
+            "beside the contract, other Pythons, the oldest libraries, coverage",
+            "they take about an hour: `make test-all`",
+        )
     install_missing_brokers()
     MATRIX.with_suffix(".json").unlink(missing_ok=True)
     tox("here", "quick", command=PARALLEL)

@@ -17,15 +17,14 @@ from queueprop.process import exit
 from queueprop.process import flush as flushing
 from queueprop.process.flush import flush
 
+A_HANG = 60  # seconds
+
 
 def test_its_public_name() -> None:
     """It is ``queueprop.flush.flush``; what ``queueprop.exit`` gives has its public name, too."""
     assert importlib.import_module("queueprop.flush").flush is flush
     doors = importlib.import_module("queueprop.exit")
     assert (doors.HandOver, doors.SIGTERM_STATUS) == (exit.HandOver, exit.SIGTERM_STATUS)
-
-
-A_HANG = 60  # seconds
 
 
 class Provider:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import re
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -360,17 +359,6 @@ class Driver(ABC):
         redeliver.
         """
         raise NotImplementedError
-
-    @staticmethod
-    def _killed(work: Callable[[], object]) -> None:
-        """Forks a process for what kills it, and waits until it is dead."""
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                work()
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
 
     # What a plain client sees.
 

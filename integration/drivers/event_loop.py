@@ -14,6 +14,7 @@ from opentelemetry.context import Context, attach, get_current
 from integration.contract.actions import Handler, HandlerError
 from integration.contract.driver import Api, Driver, Failing
 from integration.contract.telemetry import DEADLINE, tell_library_error
+from integration.live import run_killed
 
 
 class EventLoop:
@@ -106,7 +107,7 @@ class AsyncioDriver(Driver, Generic[L]):
             loop = self.make_event_loop()
             loop.run(self.consume_by(loop, handler, 1))
 
-        self._killed(consume)
+        run_killed(consume)
         self.consume(handler)
 
     @abstractmethod

@@ -40,6 +40,7 @@ from integration.contract.driver import (
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
+from integration.live import run_killed
 from queueprop.adapters import kombu as adapter
 
 _PUSHED = ("callbacks", "on_message", "ConsumerMixin")
@@ -310,7 +311,7 @@ class KombuDriver(Driver):
                 future.result(DEADLINE)
 
     def consume_killed(self, handler: Handler) -> None:
-        self._killed(lambda: self._consume(self._connect(), handler, 1))
+        run_killed(lambda: self._consume(self._connect(), handler, 1))
         self._await_redelivery()
         self.consume(handler)
 

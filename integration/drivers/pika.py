@@ -28,6 +28,7 @@ from integration.contract.driver import (
 from integration.contract.telemetry import DEADLINE, tell_library_error, wait_until
 from integration.drivers.pika_loop import Loop
 from integration.drivers.rabbitmq import RabbitmqDriver, close
+from integration.live import run_killed
 from queueprop import Destination
 from queueprop.adapters import pika as adapter
 from queueprop.kit import rabbitmq
@@ -200,7 +201,7 @@ class PikaDriver(RabbitmqDriver):
 
     def consume_killed(self, handler: Handler) -> None:
         self.arrive()
-        self._killed(lambda: self._consume_here(handler, 1))
+        run_killed(lambda: self._consume_here(handler, 1))
         self._consume_here(handler, 1)
 
     def consume_batch(self, handler: Handler, count: int) -> None:

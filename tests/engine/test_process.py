@@ -18,7 +18,6 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
     NonRecordingSpan,
-    NoOpTracerProvider,
     Span,
     SpanContext,
     SpanKind,
@@ -637,15 +636,16 @@ class TestAgain:
         with HandledAgain(process):
             assert get_current() is before
 
-    def test_without_an_sdk(self, telemetry: Telemetry) -> None:
-        """What the message brought goes on, were it baggage alone."""
-        engine = telemetry.engine(tracer_provider=NoOpTracerProvider())
-        process = engine.process(ORDERS, Message({"baggage": "user=7"}))
+    def test_of_an_excluded_destination(self, telemetry: Telemetry) -> None:
+        """There is no span: what came with the message is current, its span and its baggage."""
+        engine = telemetry.engine(exclude=[ORDERS.name])
+        process = engine.process(ORDERS, Message({"traceparent": TRACEPARENT, "baggage": "user=7"}))
         with process:
             pass
         with HandledAgain(process):
+            assert current_ids() == CREATION
             assert baggage.get_all() == {"user": "7"}
-            assert not get_current_span().get_span_context().is_valid
+        assert len(telemetry.spans) == 0
 
     def test_a_settlement_inside_is_the_span_s_child(self, telemetry: Telemetry) -> None:
         """What settles there is settled inside the delivery's handling."""
