@@ -14,6 +14,7 @@ What ends how:
 - SIGTERM, and the main thread does not end: something swallowed ``SystemExit``, another thread keeps the
   interpreter, or the main thread had ended before. By default the process would be dead, so it ends all the
   same, with 143, once the spans are handed over.
+- SIGTERM, just before the main thread blocks: Python does not notice it, so it is sent again.
 - ``os._exit`` and SIGKILL run nothing: call ``queueprop.process.flush.flush()`` before the former.
 
 How long that takes, when the Collector is dead: at most the timeout (5 s), from the first of these ends that is
@@ -48,6 +49,7 @@ from typing import Any, Generic, Literal, TypeVar
 from queueprop import guard
 from queueprop.process.flush import Task, last_in_vain, make_hub, wait_until
 from queueprop.process.sigterm import stand_in_for_default
+from queueprop.process.wakeup import Wakeup
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
 
@@ -95,6 +97,7 @@ class HandOver:
         self._missed_in = 0
         self._may_start_late = False
         self._start_thread: Callable[[Callable[[], None]], object] = _daemon
+        self._wakeup = Wakeup()
         self._renew()
 
     def install(self) -> None:
@@ -102,7 +105,9 @@ class HandOver:
         self._may_start_late = _at_threads_end(self._start_in_child)
         self._sleep = time.sleep
         self._start_all()
-        stand_in_for_default(self.on_sigterm)
+        if native := _native_start():
+            self._wakeup.install(native)
+        stand_in_for_default(self.on_sigterm, self._wakeup.listen)
         atexit.register(self.at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -129,6 +134,7 @@ class HandOver:
         """The handler, where there was none. A second one changes nothing: a launcher that passes on what its
         process group got as well is common.
         """
+        self._wakeup.seen()
         if self._forking:
             # Python swallows what is raised in a fork's hooks, and a child has no threads yet.
             self._missed_in = os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from opentelemetry import trace
@@ -39,7 +41,6 @@ def wait_for_signal() -> NoReturn:
 
 def idle() -> NoReturn:
     while True:
-        # Not signal.pause(): Python does not see a signal that comes just before it until the next one.
         time.sleep(0.02)
 
 
@@ -316,6 +317,78 @@ def multiprocessing_terminated() -> None:
     process.terminate()
     process.join()
     print("exitcode", process.exitcode, flush=True)
+
+
+def _signal_that_python_does_not_notice() -> None:
+    """The main thread blocks; another one takes the signal, so that it interrupts nothing."""
+    reader, writer = os.pipe()
+
+    def take() -> None:
+        where = Path(f"/proc/{os.getpid()}/wchan")  # the main thread is in the kernel
+        while "pipe" not in where.read_text():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        time.sleep(0.5)
+        os.write(writer, b"late")
+
+    threading.Thread(target=take, daemon=True).start()
+    print("read", os.read(reader, 4), flush=True)
+
+
+def unnoticed() -> None:
+    configure()
+    span("done")
+    _signal_that_python_does_not_notice()
+
+
+def unnoticed_after_asyncio() -> None:
+    """Which has a descriptor of its own while it handles a signal, and then sets none."""
+    configure()
+    span("done")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, print)
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+    asyncio.run(main())
+    _signal_that_python_does_not_notice()
+
+
+def unnoticed_in_child() -> None:
+    configure()
+    pid = os.fork()
+    if not pid:
+        span("done")
+        _signal_that_python_does_not_notice()
+        return
+    print("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def unnoticed_by_handler_of_program() -> None:
+    configure()
+    span("done")
+    calls = []
+    signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    _signal_that_python_does_not_notice()
+    time.sleep(0.5)
+    print("calls", len(calls), flush=True)
+
+
+def unnoticed_in_child_of_c() -> None:
+    """A child that runs none of Python's hooks, between its fork and its exec, shares all that its parent has."""
+    configure()
+    span("done")
+    libc = ctypes.CDLL(None)
+    pid = libc.fork()
+    if not pid:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            os._exit(9)
+    os.waitpid(pid, 0)
+    time.sleep(0.5)
+    print("parent ended", flush=True)
 
 
 def bounded_flush() -> None:
