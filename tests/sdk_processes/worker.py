@@ -319,7 +319,7 @@ def multiprocessing_terminated() -> None:
     print("exitcode", process.exitcode, flush=True)
 
 
-def _signal_that_python_does_not_notice() -> None:
+def _signal_that_python_does_not_notice(goes_on: bool = False) -> None:
     """The main thread blocks; another one takes the signal, so that it interrupts nothing."""
     reader, writer = os.pipe()
 
@@ -328,8 +328,9 @@ def _signal_that_python_does_not_notice() -> None:
         while "pipe" not in where.read_text():
             time.sleep(0.01)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-        time.sleep(0.5)
-        os.write(writer, b"late")
+        if goes_on:
+            time.sleep(0.5)
+            os.write(writer, b"late")
 
     threading.Thread(target=take, daemon=True).start()
     print("read", os.read(reader, 4), flush=True)
@@ -370,7 +371,7 @@ def unnoticed_by_handler_of_program() -> None:
     span("done")
     calls = []
     signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
-    _signal_that_python_does_not_notice()
+    _signal_that_python_does_not_notice(goes_on=True)
     time.sleep(0.5)
     print("calls", len(calls), flush=True)
 
@@ -383,11 +384,10 @@ def unnoticed_in_child_of_c() -> None:
     pid = libc.fork()
     if not pid:
         try:
-            signal.raise_signal(signal.SIGTERM)
+            libc.system(b"kill -TERM $PPID; sleep 1")  # goes on after the signal
         finally:
             os._exit(9)
     os.waitpid(pid, 0)
-    time.sleep(0.5)
     print("parent ended", flush=True)
 
 
