@@ -12,7 +12,8 @@ def _faults_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "raise_faults", True)
 
 
-def pytest_collection_finish() -> None:
-    """What there is before the first test stays to the end: a collection in a test looks at what tests have made."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_there_is_stays() -> None:
+    """A collection in a test looks at what the tests of its file have made, and not at all that there is."""
     gc.collect()
     gc.freeze()
