@@ -23,9 +23,10 @@ from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
 from queueprop.kit.iteration import AsyncMessages
 from queueprop.kit.kept import stand_in
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings

@@ -42,8 +42,9 @@ from queueprop.kit import calls, checks, kafka
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
 from queueprop.kit.iteration import AsyncMessages, Begin, MessageList, Messages
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import Everything, is_inside, work_at_hand
 from queueprop.kit.words import Call, Words

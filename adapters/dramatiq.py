@@ -36,7 +36,7 @@ from queueprop.engine.message import Destination, Message
 from queueprop.engine.operations import Send, Settle
 from queueprop.kit import calls, checks, redis
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
 from queueprop.kit.jobs import (
     Children,
     Performance,
@@ -46,6 +46,7 @@ from queueprop.kit.jobs import (
     performance_at_hand,
     with_carrier,
 )
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.nesting import Everything, Mark, speaking_for, work_at_hand
 from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered, text

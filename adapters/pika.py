@@ -31,8 +31,9 @@ from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose
 from queueprop.kit.iteration import GeneratorMessages, Messages
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import Mark, is_spoken_for
 from queueprop.kit.words import Call, Words

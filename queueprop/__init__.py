@@ -14,7 +14,7 @@ from queueprop.api import (
     traced_consumer,
 )
 from queueprop.engine.message import Destination, Message
-from queueprop.kit.instrumentor import instrument, uninstrument
+from queueprop.kit.libraries import instrument, uninstrument
 from queueprop.settings import Settings
 from queueprop.version import __version__
 from queueprop.wire.propagation import extract, inject

@@ -21,12 +21,13 @@ import signal
 import sys
 import traceback
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import CodeType
 from typing import Any
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry import context
 
 _logger = logging.getLogger("queueprop")
 
@@ -43,6 +44,25 @@ _MOST = 1000
 
 _LONGEST_LINE = 1000
 _LONGEST_NAME = 200
+
+
+def _suppressing_keys() -> tuple[str, ...]:
+    """The keys of a context under which ``suppress_instrumentation()`` of OpenTelemetry's says to trace nothing.
+
+    It is not imported for them where it need not be: that takes longer than to import all of queueprop.
+    """
+    key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+    if isinstance(key, str):
+        return key, "suppress_instrumentation"
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    with suppress_instrumentation():
+        return tuple(
+            name for name, value in context.get_current().items() if value is True and "suppress" in name
+        )
+
+
+SUPPRESSING_KEYS = _suppressing_keys()
 
 
 def let_through(*types: type[BaseException]) -> None:
@@ -130,13 +150,24 @@ def log(level: int, text: str, *arguments: object, exc_info: BaseException | Non
     token = _saying.set(True)
     try:
         if _logger.isEnabledFor(level):
-            with suppress_instrumentation():
+            with _suppressed():
                 _logger.log(level, text, *arguments, exc_info=exc_info)
     except Exception as error:
         if is_not_ours(error):
             raise
     finally:
         _saying.reset(token)
+
+
+@contextmanager
+def _suppressed() -> Iterator[None]:
+    token = context.attach(
+        context.Context({**context.get_current(), **dict.fromkeys(SUPPRESSING_KEYS, True)})
+    )
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 def one_line(text: object, longest: int = _LONGEST_LINE) -> str:

@@ -31,8 +31,9 @@ from queueprop.engine.message import Message as CoreMessage
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rivals
 from queueprop.kit.iteration import GeneratorMessages, Messages
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
 from queueprop.kit.nesting import is_carried
 from queueprop.kit.words import Call, Words

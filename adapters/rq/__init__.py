@@ -45,9 +45,10 @@ from queueprop.engine.scope import CarriedContext
 from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.handlers import run_inside
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, missing_extra
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
 from queueprop.kit.jobs import carrier_for, perform
 from queueprop.kit.kept import Kept
+from queueprop.kit.libraries import missing_extra
 from queueprop.kit.nesting import Mark, is_inside
 from queueprop.process.flush import flush
 from queueprop.settings import Settings

@@ -8,9 +8,8 @@ What most messages do not need is a default of the class, so that making an oper
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import queue
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -52,16 +51,12 @@ Describe = Callable[[Any], Attributes]
 _NO_MESSAGE = Message()
 
 # What a pull call raises when there is nothing to pull, or when it is given up: no span is made of it.
-_EMPTY_POLL = (
-    queue.Empty,
-    asyncio.QueueEmpty,
-    StopIteration,
-    StopAsyncIteration,
-    asyncio.CancelledError,
-    TimeoutError,
-    asyncio.TimeoutError,  # until Python 3.10 a class of its own, and so the next
-    concurrent.futures.TimeoutError,
-)
+_EMPTY_POLL = (queue.Empty, StopIteration, StopAsyncIteration, TimeoutError)
+# And of those modules, which nobody need import for them. (TimeoutError is a class of its own until Python 3.10.)
+_EMPTY_POLL_OF = {
+    "asyncio": ("QueueEmpty", "CancelledError", "TimeoutError"),
+    "concurrent.futures": ("TimeoutError",),
+}
 
 
 class Operation(AttachedContext):
@@ -654,7 +649,7 @@ class Receive(Operation):
             instruments = self.telemetry.instruments()
             if instruments.enabled:
                 instruments.consumed.add(len(self._messages), instruments.attributes_of(self.labels))
-        failed = error is not None and _is_failure(error) and not isinstance(error, _EMPTY_POLL)
+        failed = error is not None and _is_failure(error) and not _is_empty_poll(error)
         if not self._has_span or not (self._messages or failed):
             return
         current = get_current()
@@ -865,6 +860,16 @@ def _is_failure(error: BaseException) -> bool:
     return not isinstance(error, GeneratorExit)
 
 
+def _is_empty_poll(error: BaseException) -> bool:
+    if isinstance(error, _EMPTY_POLL):
+        return True
+    for module, names in _EMPTY_POLL_OF.items():
+        for kind in (getattr(sys.modules.get(module), name, None) for name in names):
+            if kind is not None and isinstance(error, kind):
+                return True
+    return False
+
+
 def error_type_of(error: BaseException) -> str:
     """The exception's full class name, for ``error.type``, as the SDK writes it on the event."""
     kind = type(error)
@@ -873,7 +878,9 @@ def error_type_of(error: BaseException) -> str:
 
 def _error_of(future: Any) -> BaseException | None:
     if future.cancelled():
-        return asyncio.CancelledError()
+        from asyncio import CancelledError  # whoever has such a future has it
+
+        return CancelledError()
     # exception() would tell asyncio that somebody has seen the error, and silence its "never retrieved".
     error: BaseException | None = future._exception if hasattr(future, "_exception") else future.exception()
     return error

@@ -12,20 +12,16 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from queueprop import guard
 
 _SCOPE_KEY = create_key("queueprop-scope")
 
-with suppress_instrumentation():
-    _SUPPRESS_KEYS = tuple(key for key, value in get_current().items() if value is True and "suppress" in key)
-
 
 def is_suppressed(context: Context) -> bool:
     """Whether the code at hand asked for no instrumentation, or is an exporter at work."""
-    for key in _SUPPRESS_KEYS:  # noqa: SIM110 - a generator costs more than the two look-ups
+    for key in guard.SUPPRESSING_KEYS:  # noqa: SIM110 - a generator costs more than the two look-ups
         if context.get(key):
             return True
     return False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from opentelemetry.context import Context
-from opentelemetry.metrics import MeterProvider, NoOpMeterProvider, get_meter_provider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
@@ -19,7 +19,6 @@ from opentelemetry.trace import (
     Span,
     SpanContext,
     get_current_span,
-    get_tracer_provider,
 )
 from opentelemetry.util.types import AttributeValue
 
@@ -27,6 +26,7 @@ from queueprop import guard
 from queueprop.engine import no_sdk, semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message, Templates, bounded
 from queueprop.engine.metrics import Instruments
+from queueprop.engine.providers import get_meter_provider, get_tracer_provider
 from queueprop.engine.scope import records, span_context_of
 from queueprop.settings import Settings, SpanHook
 from queueprop.version import __version__

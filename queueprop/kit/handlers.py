@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
-import wrapt
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
@@ -39,23 +38,6 @@ def run_inside(handler: F, begin: Begin) -> F:
     else:
         wrapper = _function(handler, begin)
     return cast(F, wraps(handler)(wrapper))
-
-
-def equal_to(handler: F, wrapper: F) -> F:
-    """``wrapper``, for a library that compares callbacks: it is equal to the handler, and has its hash."""
-    return cast(F, _Equal(handler, wrapper))
-
-
-class _Equal(wrapt.ObjectProxy):  # type: ignore[type-arg]
-    def __init__(self, handler: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
-        super().__init__(handler)
-        self._self_call = wrapper
-
-    def __repr__(self) -> str:
-        return repr(self.__wrapped__)  # a library may tell of it
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._self_call(*args, **kwargs)
 
 
 def prepared(

@@ -23,7 +23,8 @@ from queueprop.engine.scope import Scope, current_scope
 from queueprop.kit import calls, checks
 from queueprop.kit.calls import Arguments, Hook, Options, Wrapped
 from queueprop.kit.deliveries import Delivery
-from queueprop.kit.handlers import equal_to, run_inside
+from queueprop.kit.equality import equal_to
+from queueprop.kit.handlers import run_inside
 from queueprop.kit.iteration import AsyncMessages, Begin
 from queueprop.kit.kept import Kept
 from queueprop.kit.library import Library, Publication, Settlement, Source

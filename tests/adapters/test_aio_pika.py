@@ -32,7 +32,7 @@ import queueprop
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import aio_pika as adapter
 from queueprop.kit import rabbitmq
-from queueprop.kit.instrumentor import MissingExtra
+from queueprop.kit.libraries import MissingExtra
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C

@@ -45,7 +45,7 @@ from opentelemetry.trace import (
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import aiokafka as adapter
 from queueprop.kit import kafka
-from queueprop.kit.instrumentor import MissingExtra
+from queueprop.kit.libraries import MissingExtra
 from queueprop.testing import CapturedSpans
 from tests.adapters import faults
 

@@ -58,8 +58,8 @@ from queueprop.adapters import pika as pika_adapter
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.operations import Operation
 from queueprop.kit import jobs
-from queueprop.kit.instrumentor import MissingExtra
 from queueprop.kit.iteration import GeneratorMessages
+from queueprop.kit.libraries import MissingExtra
 from queueprop.kit.nesting import Everything, is_spoken_for, speaking_for
 from queueprop.process.flush import flush
 from queueprop.testing import CapturedSpans, assert_no_orphans

@@ -48,6 +48,16 @@ def test_instrument_without_libraries(caplog: pytest.LogCaptureFixture) -> None:
     assert 'pip install "queueprop[rq]"' in record.getMessage()
 
 
+def test_what_an_import_costs() -> None:
+    """Nothing of what patches, or of asyncio, is imported by a program that traces by hand."""
+    program = (
+        "import sys\nimport queueprop\n"
+        "print({'wrapt', 'packaging', 'asyncio', 'opentelemetry.instrumentation'} & sys.modules.keys())"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"
+
+
 def test_it_says_that_there_is_no_sdk() -> None:
     """A program that publishes says so, once, on stderr, unless it is told that none is wanted."""
     program = (

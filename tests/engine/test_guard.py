@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from opentelemetry import context
 from opentelemetry.context import get_current
 
 from queueprop import guard
@@ -519,3 +520,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         check=True,
         timeout=120,
     )
+
+
+def test_the_keys_that_suppress_where_they_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API that keeps them under another name is asked what it sets: the same."""
+    monkeypatch.delattr(context, "_SUPPRESS_INSTRUMENTATION_KEY")
+    assert set(guard._suppressing_keys()) == set(guard.SUPPRESSING_KEYS)

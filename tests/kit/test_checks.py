@@ -15,8 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 import queueprop
 from queueprop import Destination, Message, Settings, carry_context, guard, traced_consumer
-from queueprop.kit import checks
-from queueprop.kit import instrumentor as adapter
+from queueprop.kit import checks, libraries
 from tests.telemetry import ORDERS, TRACEPARENT, Telemetry, ids, written
 
 LINK: dict[str, str] = {"propagation": "link"}
@@ -378,7 +377,7 @@ class TestCalls:
 
     def test_the_libraries_are_those_of_the_adapters(self) -> None:
         """One list."""
-        assert set(map(checks.module_of, adapter.ADAPTERS)) == checks.LIBRARIES
+        assert set(map(checks.module_of, libraries.ADAPTERS)) == checks.LIBRARIES
 
 
 def test_right_words_work_as_before(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:

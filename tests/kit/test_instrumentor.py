@@ -17,9 +17,9 @@ from opentelemetry.trace import Span
 import queueprop
 from queueprop import Message, Settings
 from queueprop.engine.engine import Engine, engine_for
-from queueprop.kit import checks
-from queueprop.kit import instrumentor as adapter
-from queueprop.kit.instrumentor import Adapter, MissingExtra, Patch, Rival, Rivals, missing_extra
+from queueprop.kit import checks, libraries
+from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
+from queueprop.kit.libraries import MissingExtra, missing_extra
 from tests.telemetry import ORDERS, Telemetry
 
 
@@ -468,7 +468,7 @@ class TestInstrument:
         (installed / "my_library.py").touch()
         monkeypatch.syspath_prepend(str(installed))
         monkeypatch.setattr(
-            adapter, "ADAPTERS", {"my_library": "my_adapter:MyAdapter", "not_here": "nowhere:NoAdapter"}
+            libraries, "ADAPTERS", {"my_library": "my_adapter:MyAdapter", "not_here": "nowhere:NoAdapter"}
         )
 
     def test_all_that_is_installed(self, telemetry: Telemetry, library: Library, ours: MyAdapter) -> None:
@@ -596,7 +596,7 @@ def test_what_to_install() -> None:
 
 def test_the_registry() -> None:
     """Every adapter that is named can be found: module and class, whose library is the name."""
-    for library, path in adapter.ADAPTERS.items():
+    for library, path in libraries.ADAPTERS.items():
         module, _, name = path.partition(":")
         assert module == f"queueprop.adapters.{checks.module_of(library)}"
         assert name.endswith("Instrumentor")
