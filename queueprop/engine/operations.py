@@ -266,7 +266,9 @@ class Send(Operation):
 
     def _open(self, current: Context) -> None:
         telemetry, message = self.telemetry, self.messages[0]
-        origin = _origin(telemetry, self.labels, message, current) if message.headers else None
+        origin = None
+        if message.headers and not propagation.is_free(message.headers):
+            origin = _origin(telemetry, self.labels, message, current)
         if origin is None:
             span = self._start(current, _attributes(self.labels, message))
             self._carried = inside = self.attach({**current, SPAN_KEY: span}, current)

@@ -7,6 +7,7 @@ import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
+from types import CoroutineType
 from typing import Any, TypeVar, cast
 
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -82,7 +83,7 @@ def _function(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         except BaseException as error:
             scope.close(error)
             raise
-        if inspect.iscoroutine(result):
+        if isinstance(result, CoroutineType):
             # A plain callable around an async handler (a lambda, a decorated one): its body comes later, or never.
             scope.detach()
             body = _awaited(scope, result)

@@ -47,8 +47,9 @@ def producer_destination(
         host: of the broker, as the client was told it.
         port: its port.
     """
-    key = _name(routing_key)
-    return _destination((_name(exchange), key), key, system, host, port)
+    if type(exchange) is not str or type(routing_key) is not str:
+        exchange, routing_key = _name(exchange), _name(routing_key)
+    return _destination((exchange, routing_key), routing_key, system, host, port)
 
 
 def consumer_destination(
@@ -66,7 +67,7 @@ def consumer_destination(
     Args:
         queue: the queue that it comes from; empty where the library does not tell it.
     """
-    exchange, key, queue = _name(exchange), _name(routing_key), _name(queue)
+    exchange, key, queue = [it if type(it) is str else _name(it) for it in (exchange, routing_key, queue)]
     return _destination((exchange, key) if key == queue else (exchange, key, queue), key, system, host, port)
 
 
@@ -79,10 +80,11 @@ def published(properties: Any, headers: Any, body: Any, native: Any) -> Message:
         body: its size is told where it is bytes or text.
         native: what a ``publish_hook`` is given.
     """
+    id, conversation_id = getattr(properties, "message_id", None), getattr(properties, "correlation_id", None)
     return Message(
         headers=headers,
-        id=calls.text(getattr(properties, "message_id", None)),
-        conversation_id=calls.text(getattr(properties, "correlation_id", None)),
+        id=None if id is None else calls.text(id),
+        conversation_id=None if conversation_id is None else calls.text(conversation_id),
         body=body,
         native=native,
     )
@@ -91,10 +93,11 @@ def published(properties: Any, headers: Any, body: Any, native: Any) -> Message:
 def delivered(method: Any, properties: Any, body: Any, native: Any) -> Message:
     """A message that came in; ``method`` has the fields of AMQP's ``basic.deliver``. Others as for ``published``."""
     headers, sent_at, tag = properties.headers, properties.timestamp, method.delivery_tag
+    id, conversation_id = properties.message_id, properties.correlation_id
     return Message(
         headers=headers,
-        id=calls.text(properties.message_id),
-        conversation_id=calls.text(properties.correlation_id),
+        id=None if id is None else calls.text(id),
+        conversation_id=None if conversation_id is None else calls.text(conversation_id),
         body=body,
         sent_at=sent_at.timestamp() if isinstance(sent_at, datetime) else sent_at,
         attempt=delivery_attempt(headers, method.redelivered),
@@ -114,7 +117,7 @@ def delivery_attempt(headers: object, redelivered: bool | None) -> int | None:
         headers: as delivered, whatever they are.
         redelivered: the delivery's own flag; ``None`` where there is none.
     """
-    if not isinstance(headers, Mapping):
+    if type(headers) is not dict and not isinstance(headers, Mapping):
         headers = {}
     if "x-death" in headers:
         return None

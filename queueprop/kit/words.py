@@ -51,6 +51,7 @@ class Words:
         self._calls = {"traced_publish": publish, "traced_get": get, "traced_settle": settle}
         self._handler = f"a function or method, {handler}"
         self._iterable = iterable
+        self._latest: Hooks | None = None
 
     def publish(self, publish: F, settings: Settings | None) -> F:
         hooks = self._set_up("traced_publish", publish, settings)
@@ -135,7 +136,10 @@ class Words:
         self, word: str, settings: Settings | None, destination: Destination | None
     ) -> tuple[Hooks, Destination | None]:
         engine, known = checks.at_hand(word, settings, destination)
-        return Hooks(self._library, engine), known
+        hooks = self._latest  # nearly always of the same settings
+        if hooks is None or hooks.engine is not engine:
+            hooks = self._latest = Hooks(self._library, engine)
+        return hooks, known
 
     def _is_async(self, function: Any) -> bool:
         while isinstance(function, functools.partial):

@@ -49,6 +49,29 @@ def read_all(headers: object, names: Names) -> dict[str, list[object]]:
     return found
 
 
+def is_free_of(headers: object, names: Names) -> bool:
+    """Whether it is a plain dict or list, of plain text, with none of ``names`` in it: nothing to read, and nothing to
+    remove before something is written. False where only ``read_all`` can tell.
+    """
+    lengths = _lengths(names)
+    if type(headers) is dict:
+        for name in headers:  # noqa: SIM110 - a generator costs more than most headers are long
+            if type(name) is not str or len(name) in lengths:
+                return False
+        return True
+    if type(headers) is list:
+        for pair in headers:
+            if (
+                type(pair) is not tuple
+                or len(pair) != 2
+                or type(pair[0]) is not str
+                or len(pair[0]) in lengths
+            ):
+                return False
+        return True
+    return False
+
+
 def text(value: object) -> str | None:
     """Returns a header's value as plain ``str``: text as it is, bytes of any kind as UTF-8.
 

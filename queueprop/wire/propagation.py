@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from queueprop import guard
 from queueprop.wire import w3c
-from queueprop.wire.headers import MOST_HEADERS, names_of, read_all, replace, text
+from queueprop.wire.headers import MOST_HEADERS, is_free_of, names_of, read_all, replace, text
 
 # The keys under which OpenTelemetry keeps the two in a context. With them both are put in and taken out in
 # one step: `set_baggage` would copy the whole baggage for each of its members.
@@ -97,6 +97,12 @@ def read(headers: object, allow: Collection[str] | None = None) -> Extraction:
         return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
 
 
+def is_free(headers: object) -> bool:
+    """Whether headers surely carry no context. False where only ``read`` can tell."""
+    names = _configured().names
+    return names is not None and is_free_of(headers, names)
+
+
 def write(headers: Any, context: Context, allow: Collection[str] | None = None) -> None:
     """Writes a context into headers, in place, and removes what an earlier one left there.
 
@@ -118,10 +124,10 @@ class _W3C:
         self.propagator = propagator
         self._trace = trace
         self._baggage = baggage
-        self._names = (_TRACEPARENT, _TRACESTATE) * trace + (_BAGGAGE,) * baggage
+        self.names = (_TRACEPARENT, _TRACESTATE) * trace + (_BAGGAGE,) * baggage
 
     def read(self, headers: object, allow: Collection[str] | None) -> Extraction:
-        found = read_all(headers, self._names)
+        found = read_all(headers, self.names)
         if not found:
             return Extraction(Context(), INVALID_SPAN_CONTEXT, "missing")
         span_context = w3c.parse_traceparent(found[_TRACEPARENT]) if _TRACEPARENT in found else None
@@ -143,9 +149,9 @@ class _W3C:
         )
 
     def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
-        # Most messages come with an empty dict, and then that is what is filled.
-        is_fresh = type(headers) is dict and not headers
-        values: dict[str, str] = headers if is_fresh else {}
+        # Most messages come with a dict that has no context yet, and then that is what is filled.
+        is_direct = type(headers) is dict and (not headers or is_free_of(headers, self.names))
+        values: dict[str, str] = headers if is_direct else {}
         try:
             if self._trace:
                 _write_span(values, context)
@@ -156,8 +162,8 @@ class _W3C:
                 _write_baggage(values, context, allow)
         except Exception as error:
             guard.fault("writing the baggage of a message", error)
-        if not is_fresh:
-            replace(headers, self._names, values)
+        if not is_direct:
+            replace(headers, self.names, values)
 
 
 class _Other:
@@ -165,6 +171,7 @@ class _Other:
 
     def __init__(self, propagator: TextMapPropagator) -> None:
         self.propagator = propagator
+        self.names = None  # it may look for others than it says
         self._fields = _fields(propagator)
         # Baggage or a tracestate alone is no broken trace context.
         self._trace_fields = tuple(name for name in self._fields if name not in (_BAGGAGE, _TRACESTATE))

@@ -32,6 +32,54 @@ JUNK: list[Any] = [
 ]
 
 
+NAMED = (
+    st.sampled_from([*SPELLINGS, "tenant", "baggage", b"tracestate"])
+    | st.text()
+    | st.binary()
+    | st.integers()
+)
+
+
+class TestIsFree:
+    """The short way of most messages: nothing to read, and nothing to remove before something is written."""
+
+    @pytest.mark.parametrize("free", [{}, [], {"tenant": 1}, [("tenant", b"1")], {"": None}])
+    def test_plain_headers_of_others(self, free: Any) -> None:
+        """A dict or a list of pairs, of plain text."""
+        assert headers.is_free_of(free, NAMES)
+
+    @pytest.mark.parametrize(
+        "unclear",
+        [
+            None,
+            (),
+            {"Baggage": ""},
+            {b"tenant": ""},
+            {1: ""},
+            OrderedDict(),
+            UserDict(),
+            [("tracestate", b"")],
+            [["tenant", b""]],
+            [("tenant",)],
+            ["tenant"],
+            [(b"tenant", b"")],
+            *JUNK[:4],
+        ],
+    )
+    def test_what_only_reading_tells(self, unclear: Any) -> None:
+        """Other containers, other names, and names as long as one of ours."""
+        assert not headers.is_free_of(unclear, NAMES)
+
+    @given(st.dictionaries(NAMED, st.text()) | st.lists(st.tuples(NAMED, st.text()) | st.none()))
+    def test_it_is_what_the_long_way_finds(self, container: Any) -> None:
+        """Where it says so, reading finds nothing, and writing only adds."""
+        if headers.is_free_of(container, NAMES):
+            assert headers.read_all(container, NAMES) == {}
+            size = len(container)
+            headers.replace(container, NAMES, {"traceparent": "1"})
+            assert len(container) == size + 1
+
+
 class TestRead:
     @pytest.mark.parametrize("name", SPELLINGS)
     @pytest.mark.parametrize("container", [dict, OrderedDict, UserDict, list, tuple, set, iter])
