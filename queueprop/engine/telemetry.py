@@ -139,7 +139,7 @@ class Telemetry:
         if message.headers is None:
             return
         try:
-            propagation.write(message.headers, context, self.baggage_allow)
+            propagation.configured().write(message.headers, context, self.baggage_allow)
         except TypeError as error:
             guard.mistake("writing the headers of a message", str(error))
         except Exception as error:

@@ -67,6 +67,7 @@ class Rivals:
 
     def __init__(self, library: str, *rivals: Rival) -> None:
         self.known = rivals
+        self.modules = tuple(rival.instrumentor.partition(":")[0] for rival in rivals)
         self._where = f"instrumenting {library}"
         self._looked_for = [
             (*rival.instrumentor.split(":"), _stands_down(library, rival) + how_to_choose(library, rival))
@@ -129,7 +130,12 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
     @property
     def is_active(self) -> bool:
         """Whether calls are traced: instrumented, and no other instrumentation of the library is."""
-        return self._installed and not self.rivals.active()
+        if not self._installed:
+            return False
+        for module in self.rivals.modules:  # asked at each message, and nearly nobody has one of them
+            if module in sys.modules:
+                return not self.rivals.active()
+        return True
 
     @explains_options
     def instrument(  # pyright: ignore[reportIncompatibleMethodOverride]

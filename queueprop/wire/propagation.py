@@ -91,7 +91,7 @@ def read(headers: object, allow: Collection[str] | None = None) -> Extraction:
         allow: the baggage keys that may enter, of members and of their properties; None lets all of them in.
     """
     try:
-        return _configured().read(headers, allow)
+        return configured().read(headers, allow)
     except Exception as error:
         guard.fault("reading the context of a message", error)
         return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
@@ -99,7 +99,7 @@ def read(headers: object, allow: Collection[str] | None = None) -> Extraction:
 
 def is_free(headers: object) -> bool:
     """Whether headers surely carry no context. False where only ``read`` can tell."""
-    names = _configured().names
+    names = configured().names
     return names is not None and is_free_of(headers, names)
 
 
@@ -114,7 +114,7 @@ def write(headers: Any, context: Context, allow: Collection[str] | None = None) 
     Raises:
         TypeError: ``headers`` cannot be written. Nothing else: a propagator that fails leaves no header.
     """
-    _configured().write(headers, context, allow)
+    configured().write(headers, context, allow)
 
 
 class _W3C:
@@ -153,8 +153,9 @@ class _W3C:
         is_direct = type(headers) is dict and (not headers or is_free_of(headers, self.names))
         values: dict[str, str] = headers if is_direct else {}
         try:
-            if self._trace:
-                _write_span(values, context)
+            span = context.get(SPAN_KEY)
+            if self._trace and span is not None:
+                _write_span(values, span)
         except Exception as error:
             guard.fault("writing the context of a message", error)
         try:
@@ -245,7 +246,8 @@ _SETTER = _TextSetter()
 _decided: _W3C | _Other | None = None
 
 
-def _configured() -> _W3C | _Other:
+def configured() -> _W3C | _Other:
+    """The propagator that is configured, or our codec in the place of OpenTelemetry's default."""
     global _decided
     propagator = get_global_textmap()
     decided = _decided
@@ -292,10 +294,7 @@ def _with_tracestate(span_context: SpanContext, values: list[object]) -> SpanCon
     )
 
 
-def _write_span(values: dict[str, str], context: Context) -> None:
-    span: Any = context.get(SPAN_KEY)
-    if span is None:
-        return
+def _write_span(values: dict[str, str], span: Any) -> None:
     span_context = span.get_span_context()
     traceparent = w3c.format_traceparent(span_context)
     if not traceparent:
