@@ -1,30 +1,27 @@
 """OpenTelemetry's global providers, as they are asked for every message.
 
-While none is set the API looks a variable up in the environment each time that it is asked, which takes a microsecond:
-more than a message of a program without metrics costs else. So its answer is kept until a provider is set. What says
-whether one is set is no public name; where there is no such name the API is asked each time.
+While none is set the API looks a variable up in the environment each time that it is asked, for a program without
+metrics at each message. So its answer is kept until a provider is set. What says whether one is set is no public name;
+where there is no such name the API is asked each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import _internal
 
 
-def kept_until_set(ask: Callable[[], Any], module: ModuleType, name: str) -> Callable[[], Any]:
+def kept_until_set(ask: Callable[[], Any], values: dict[str, Any], name: str) -> Callable[[], Any]:
     """Asks for a global provider, once for as long as none is set. Raises what ``ask`` raises.
 
     Args:
         ask: gives the provider that is set, or a stand-in.
-        module: where the API keeps the one that is set.
-        name: under this name, which is None while there is none.
+        values: the names of the module in which the API keeps the one that is set.
+        name: its name there, which is None while there is none.
     """
     stand_in: Any = None
-    values = vars(module)
 
     def provider() -> Any:
         nonlocal stand_in
@@ -42,5 +39,15 @@ def kept_until_set(ask: Callable[[], Any], module: ModuleType, name: str) -> Cal
 
 _UNKNOWN = object()
 
-get_tracer_provider = kept_until_set(trace.get_tracer_provider, trace, "_TRACER_PROVIDER")
-get_meter_provider = kept_until_set(metrics.get_meter_provider, _internal, "_METER_PROVIDER")
+
+def _home_of(function: Callable[..., object]) -> dict[str, Any]:
+    """The names beside it, one of which is that of what it answers."""
+    return getattr(function, "__globals__", {})
+
+
+get_tracer_provider = kept_until_set(
+    trace.get_tracer_provider, _home_of(trace.get_tracer_provider), "_TRACER_PROVIDER"
+)
+get_meter_provider = kept_until_set(
+    metrics.get_meter_provider, _home_of(metrics.get_meter_provider), "_METER_PROVIDER"
+)
