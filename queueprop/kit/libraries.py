@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -104,7 +104,7 @@ def uninstrument(*libraries: str) -> None:
 class Instrumentor(Protocol):
     """What is asked of a library's instrumentor."""
 
-    library: str
+    library: ClassVar[str]
 
     @property
     def is_instrumented_by_opentelemetry(self) -> bool: ...
