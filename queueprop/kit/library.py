@@ -194,7 +194,9 @@ class Source:
         self.needs_no_settlement = needs_no_settlement
         self.gives_several = gives_several
         self.about = about
-        self._via: Callable[[], Any]
+        self._via: Callable[[], Any] | None = None
+        if via is None:
+            return
         try:
             self._via = weakref.ref(via)
         except TypeError:
@@ -203,7 +205,7 @@ class Source:
     @property
     def via(self) -> Any:
         """The channel, consumer or queue object; None where it is gone."""
-        return self._via()
+        return None if self._via is None else self._via()
 
 
 class Settlement:

@@ -108,6 +108,50 @@ def process(settings: Settings | None) -> Handle:
     return handle
 
 
+def send_ten(settings: Settings | None) -> Handle:
+    """In one call, from a program that is in no span."""
+
+    def handle() -> None:
+        if settings is not None:
+            with queueprop.send_span(ORDERS, [queueprop.Message({}) for _ in range(10)], settings=settings):
+                pass
+
+    return handle
+
+
+def process_ten(settings: Settings | None) -> Handle:
+    messages = [queueprop.Message({"traceparent": TRACEPARENT}) for _ in range(10)]
+
+    def handle() -> None:
+        if settings is not None:
+            with queueprop.process_span(ORDERS, messages, settings=settings):
+                pass
+
+    return handle
+
+
+def receive(settings: Settings | None) -> Handle:
+    headers = {"traceparent": TRACEPARENT}
+
+    def handle() -> None:
+        if settings is not None:
+            with queueprop.receive_span(ORDERS, settings=settings) as receipt:
+                receipt.add(headers=headers)
+
+    return handle
+
+
+def settle(settings: Settings | None) -> Handle:
+    headers = {"traceparent": TRACEPARENT}
+
+    def handle() -> None:
+        if settings is not None:
+            with queueprop.settle_span(ORDERS, headers=headers, settings=settings):
+                pass
+
+    return handle
+
+
 # The adapters: their explicit words, or the instrumentor where there is none
 
 
@@ -315,6 +359,10 @@ def instrument(instrumentor: Any, settings: Settings | None) -> None:
 MESSAGES: dict[str, tuple[Make, Settings]] = {
     "send": (send, RECORDED),
     "process": (process, RECORDED),
+    "send ten": (send_ten, RECORDED),
+    "process ten": (process_ten, RECORDED),
+    "receive": (receive, RECORDED),
+    "settle": (settle, RECORDED),
     "send, sampled out": (send, SAMPLED_OUT),
     "process, sampled out": (process, SAMPLED_OUT),
     "send without an SDK": (send, WITHOUT_SDK),
