@@ -119,8 +119,17 @@ def process_candidates(mode: Mode) -> dict[str, Candidate]:
     def by_hand(headers: Headers, handler: Handler) -> None:
         extracted = propagate.extract(headers)
         link = Link(trace.get_current_span(extracted).get_span_context())
-        token = context.attach(extracted)
+        with tracer.start_as_current_span(
+            "process orders", extracted, kind=SpanKind.CONSUMER, attributes=PROCESS, links=[link]
+        ):
+            handler()
+
+    def by_hand_with_baggage(headers: Headers, handler: Handler) -> None:
+        token = context.attach(
+            propagate.extract(headers)
+        )  # else the handler has the span without the baggage
         try:
+            link = Link(trace.get_current_span().get_span_context())
             with tracer.start_as_current_span(
                 "process orders", kind=SpanKind.CONSUMER, attributes=PROCESS, links=[link]
             ):
@@ -132,7 +141,7 @@ def process_candidates(mode: Mode) -> dict[str, Candidate]:
         with queueprop.process_span(ORDERS, headers=headers):
             handler()
 
-    return {BARE: bare, BY_HAND: by_hand, OURS: ours}
+    return {BARE: bare, BY_HAND: by_hand_with_baggage if mode.baggage else by_hand, OURS: ours}
 
 
 def _measured(call: Candidate, operation: str) -> Candidate:

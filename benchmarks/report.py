@@ -1,0 +1,198 @@
+"""What was measured: as tables in the terminal, as JSON, and as charts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pygal
+from pygal.style import CleanStyle
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.core import BARE, BY_HAND, OURS
+
+Row = Mapping[str, Any]
+
+PACKAGES = (
+    *("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-instrumentation", "wrapt"),
+    *("pika", "aio-pika", "aiokafka", "kombu", "dramatiq", "rq", "redis"),
+    *("opentelemetry-instrumentation-pika", "opentelemetry-instrumentation-aio-pika"),
+    "opentelemetry-instrumentation-aiokafka",
+)
+
+
+def conditions() -> dict[str, Any]:
+    """What figures depend on, and nothing that tells whose machine it was."""
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "cpus": os.cpu_count(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(found: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+# Tables
+
+
+def print_tables(found: Mapping[str, Any], console: Console) -> None:
+    if "core" in found:
+        console.print(_core_table(found["core"]))
+    if "adapters" in found:
+        console.print(_adapters_table(found["adapters"]))
+    given = found["conditions"]
+    console.print(
+        f"Medians of {found['rounds']} rounds in {found['processes']} processes; {given['python']}, "
+        f"{given['cpus']} CPUs, OpenTelemetry {given['versions']['opentelemetry-sdk']}"
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("", "remarks") else "right")
+    return table
+
+
+def _core_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "Microseconds of CPU a message: send_span and process_span",
+        *("", BARE, BY_HAND, "of bare", OURS, "of bare", "of by hand", "retained"),
+    )
+    for row in rows:
+        bare, by_hand, ours = row[BARE], row[BY_HAND], row[OURS]
+        table.add_row(
+            f"{row['operation']}, {row['mode']}",
+            *(f"{bare:.1f}", f"{by_hand:.1f}", _times(by_hand, bare)),
+            *(f"{ours:.1f}", _times(ours, bare), _times(ours, by_hand), str(row["retained"])),
+        )
+    return table
+
+
+def _adapters_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "Microseconds of CPU a message: the libraries, over stubs",
+        *(
+            "",
+            "alone",
+            "queueprop adds",
+            "of alone",
+            "OpenTelemetry's adds",
+            "of alone",
+            "retained",
+            "remarks",
+        ),
+    )
+    for row in rows:
+        alone, ours, other = row["alone"], row["queueprop"], row["other"]
+        table.add_row(
+            f"{row['library']} {row['operation']}",
+            *(f"{alone:.1f}", f"{ours - alone:.1f}", _times(ours, alone)),
+            *(("", "") if other is None else (f"{other - alone:.1f}", _times(other, alone))),
+            *(str(row["retained"]), row["remarks"]),
+        )
+    return table
+
+
+def _times(value: float, of: float) -> str:
+    return f"{value / of:.2f}x"
+
+
+def print_scale(found: Mapping[str, Any], console: Console) -> None:
+    for name, series in found["series"].items():
+        table = _table(f"Microseconds of CPU a message, {name}", *(f"{int(size):,}" for size in series))
+        table.add_row(*(f"{value:.1f}" for value in series.values()))
+        console.print(table)
+
+
+# Charts
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Horizontal bars: what is added to a message, beside what the library itself takes."""
+    rows = [*_core_bars(found.get("core", ())), *_adapter_bars(found.get("adapters", ()))]
+    rows.reverse()  # drawn from the bottom up
+    chart = pygal.HorizontalBar(
+        **_look("Microseconds of CPU a message"), height=120 + 46 * len(rows), width=900
+    )
+    chart.x_labels = [name for name, _ in rows]
+    for series in (
+        "the library alone",
+        "OpenTelemetry adds, by hand or by its instrumentation",
+        "queueprop adds",
+    ):
+        chart.add(series, [bars.get(series) for _, bars in rows])
+    _render(chart, path)
+
+
+def _core_bars(rows: Sequence[Row]) -> list[tuple[str, dict[str, float | None]]]:
+    return [
+        (
+            f"{row['operation']}, {row['mode']}",
+            {
+                "OpenTelemetry adds, by hand or by its instrumentation": round(row[BY_HAND], 1),
+                "queueprop adds": round(row[OURS], 1),
+            },
+        )
+        for row in rows
+    ]
+
+
+def _adapter_bars(rows: Sequence[Row]) -> list[tuple[str, dict[str, float | None]]]:
+    return [
+        (
+            f"{row['library']} {row['operation']}",
+            {
+                "the library alone": round(row["alone"], 1),
+                "OpenTelemetry adds, by hand or by its instrumentation": None
+                if row["other"] is None
+                else round(row["other"] - row["alone"], 1),
+                "queueprop adds": round(row["queueprop"] - row["alone"], 1),
+            },
+        )
+        for row in rows
+    ]
+
+
+def draw_scale(found: Mapping[str, Any], path: Path) -> None:
+    """A line for each series; sizes stand at equal distances, whatever their ratio."""
+    sizes = sorted({int(size) for series in found["series"].values() for size in series})
+    chart = pygal.Line(**_look("Microseconds of CPU a message, by how many there are"), width=900, height=520)
+    chart.x_labels = [f"{size:,}" for size in sizes]
+    for name, series in found["series"].items():
+        values = {int(size): round(value, 1) for size, value in series.items()}
+        chart.add(name, [values.get(size) for size in sizes])
+    _render(chart, path)
+
+
+def _look(title: str) -> dict[str, Any]:
+    return {
+        "title": title,
+        "style": CleanStyle(background="white", plot_background="white"),
+        "legend_at_bottom": True,
+        "print_values": False,
+        "js": [],  # no script, and nothing that is fetched
+        "no_prefix": True,
+        "truncate_legend": -1,
+        "truncate_label": -1,
+        "x_label_rotation": 30,
+    }
+
+
+def _render(chart: Any, path: Path) -> None:
+    path.write_bytes(chart.render())
