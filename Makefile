@@ -12,7 +12,7 @@ help:
 	@echo "make test             lint, types, unit tests, and the contract suite on real brokers, in minutes"
 	@echo "make test-all         that, and every Python here, the oldest libraries, every style of every library"
 	@echo "make test-containers  the contract suite on containers alone"
-	@echo "make bench            what a message costs"
+	@echo "make bench            what a message costs: of the core, and of each library without a broker"
 	@echo "make bench-rq         what a Collector, living or dead, costs an RQ worker"
 	@echo "make lint | types | here | unit | coverage | integration    one stage of them"
 	@echo "make format | build | clean"
@@ -33,7 +33,7 @@ lint types here unit coverage integration:
 	@$(stages) $@
 
 bench:
-	@$(dev) .venv/bin/python benchmarks/spans.py
+	@$(dev) .venv/bin/python -m benchmarks
 
 bench-rq:
 	@$(dev) .venv/bin/python benchmarks/rq_collector.py

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _adapters_table(rows: Sequence[Row]) -> Table:
         *(
             "",
             "alone",
-            "queueprop adds",
+            _QUEUEPROP,
             "of alone",
             "OpenTelemetry's adds",
             "of alone",
@@ -128,16 +129,23 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     rows = [*_core_bars(found.get("core", ())), *_adapter_bars(found.get("adapters", ()))]
     rows.reverse()  # drawn from the bottom up
     chart = pygal.HorizontalBar(
-        **_look("Microseconds of CPU a message"), height=120 + 46 * len(rows), width=900
+        **_look("Microseconds of CPU a message"), height=160 + 52 * len(rows), width=1000, print_values=True
     )
     chart.x_labels = [name for name, _ in rows]
     for series in (
-        "the library alone",
-        "OpenTelemetry adds, by hand or by its instrumentation",
-        "queueprop adds",
+        _ALONE,
+        _OPENTELEMETRY,
+        _QUEUEPROP,
     ):
         chart.add(series, [bars.get(series) for _, bars in rows])
     _render(chart, path)
+
+
+_ALONE, _OPENTELEMETRY, _QUEUEPROP = (
+    "the library alone",
+    "OpenTelemetry adds, by hand or by its instrumentation",
+    "queueprop adds",
+)
 
 
 def _core_bars(rows: Sequence[Row]) -> list[tuple[str, dict[str, float | None]]]:
@@ -145,8 +153,8 @@ def _core_bars(rows: Sequence[Row]) -> list[tuple[str, dict[str, float | None]]]
         (
             f"{row['operation']}, {row['mode']}",
             {
-                "OpenTelemetry adds, by hand or by its instrumentation": round(row[BY_HAND], 1),
-                "queueprop adds": round(row[OURS], 1),
+                _OPENTELEMETRY: round(row[BY_HAND], 1),
+                _QUEUEPROP: round(row[OURS], 1),
             },
         )
         for row in rows
@@ -158,11 +166,9 @@ def _adapter_bars(rows: Sequence[Row]) -> list[tuple[str, dict[str, float | None
         (
             f"{row['library']} {row['operation']}",
             {
-                "the library alone": round(row["alone"], 1),
-                "OpenTelemetry adds, by hand or by its instrumentation": None
-                if row["other"] is None
-                else round(row["other"] - row["alone"], 1),
-                "queueprop adds": round(row["queueprop"] - row["alone"], 1),
+                _ALONE: round(row["alone"], 1),
+                _OPENTELEMETRY: None if row["other"] is None else round(row["other"] - row["alone"], 1),
+                _QUEUEPROP: round(row["queueprop"] - row["alone"], 1),
             },
         )
         for row in rows
@@ -185,7 +191,6 @@ def _look(title: str) -> dict[str, Any]:
         "title": title,
         "style": CleanStyle(background="white", plot_background="white"),
         "legend_at_bottom": True,
-        "print_values": False,
         "js": [],  # no script, and nothing that is fetched
         "no_prefix": True,
         "truncate_legend": -1,
@@ -195,4 +200,9 @@ def _look(title: str) -> dict[str, Any]:
 
 
 def _render(chart: Any, path: Path) -> None:
-    path.write_bytes(chart.render())
+    svg = chart.render(is_unicode=True)
+    path.write_text(_SCRIPT.sub("", svg) + "\n", encoding="utf-8")
+
+
+_SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
+"""pygal's configuration, for the script that it would fetch to show values under the mouse."""
