@@ -324,8 +324,12 @@ def _signal_that_python_does_not_notice(goes_on: bool = False) -> None:
     reader, writer = os.pipe()
 
     def take() -> None:
-        where = Path(f"/proc/{os.getpid()}/wchan")  # the main thread is in the kernel
-        while "pipe" not in where.read_text():
+        where = Path(
+            f"/proc/{os.getpid()}/wchan"
+        )  # the main thread is in the kernel; some of those do not tell
+        for _ in range(100):
+            if "pipe" in where.read_text():
+                break
             time.sleep(0.01)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         if goes_on:
