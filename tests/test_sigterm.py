@@ -26,7 +26,7 @@ def came(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as restoring:
         for name in ("signal", "getsignal"):
             restoring.setattr(signal, name, getattr(signal, name))
-        stand_in_for_default(lambda signum, frame: signals.append(signum), lambda stands: None)
+        stand_in_for_default(lambda signum, frame: signals.append(signum))
         yield signals
     signal.signal(TERM, before)
 
@@ -91,7 +91,7 @@ def test_a_handler_that_was_there_stays(
     came: list[int] = []
     before = signal.signal(TERM, handler)
     try:
-        stand_in_for_default(lambda signum, frame: came.append(signum), lambda stands: None)
+        stand_in_for_default(lambda signum, frame: came.append(signum))
         assert signal.getsignal(TERM) is handler
         signal.raise_signal(TERM)
         assert came == []
@@ -109,7 +109,7 @@ def test_another_thread_begins_with_the_next_default(monkeypatch: pytest.MonkeyP
     came: list[int] = []
     before = signal.signal(TERM, signal.SIG_DFL)
     try:
-        thread = threading.Thread(target=stand_in_for_default, args=[lambda *_: came.append(1), bool])
+        thread = threading.Thread(target=stand_in_for_default, args=[lambda *_: came.append(1)])
         thread.start()
         thread.join()
         assert signal.getsignal(TERM) is signal.SIG_DFL

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,12 @@ from queueprop.process import wakeup
 from queueprop.process.wakeup import Wakeup
 
 TERM = bytes([signal.SIGTERM])
+
+
+def ours(signum: int, frame: FrameType | None) -> None: ...
+
+
+def theirs_to_call(signum: int, frame: FrameType | None) -> None: ...
 
 
 class Installed:
@@ -27,18 +36,31 @@ class Installed:
         self.unseen: dict[int, wakeup._Unseen] = {}
 
     def install(self) -> None:
-        self.wakeup.install(self.threads.append)
+        self.wakeup.install(self.threads.append, ours)
+
+    def begin(self) -> None:
+        """Goes on as a child of multiprocessing, with our handler."""
+        self.install()
+        self.wakeup.begin()
+        signal.signal(signal.SIGTERM, ours)
 
     @property
     def reader(self) -> int:
-        closure = self.threads[0].__closure__
-        assert closure is not None
-        return int(closure[0].cell_contents)
+        function: Any = self.threads[0]
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+        return int(cells["reader"].cell_contents)
 
-    def hear(self) -> None:
+    def hear(self) -> bool:
         listening = _socket.socket(fileno=self.reader)
-        wakeup._hear(listening, self.unseen)
-        listening.detach()
+        try:
+            return wakeup._hear(listening, self.unseen)
+        finally:
+            listening.detach()
+
+    def repeat(self) -> None:
+        for it in self.unseen.values():
+            it.due = 0
+        wakeup._repeat_what_is_due(self.unseen, self.wakeup._descriptor, self.wakeup._identity)
 
     def close(self) -> None:
         for descriptor in [self.wakeup._descriptor, *([self.reader] if self.threads else [])]:
@@ -46,6 +68,14 @@ class Installed:
                 os.close(descriptor)
         for it in self.unseen.values():
             os.close(it.process)
+
+
+def started(descriptor: int, then: str) -> subprocess.Popen[str]:
+    """A process that has the socket, and tells a SIGTERM of its own."""
+    code = f"import os, sys; os.write({descriptor}, {TERM!r}); {then}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=[descriptor], text=True
+    )
 
 
 @pytest.fixture
@@ -56,10 +86,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
         it.sent.append(signum)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", send)
-    real = signal.set_wakeup_fd
+    real, before = signal.set_wakeup_fd, signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as restoring:
         restoring.setattr(signal, "set_wakeup_fd", real)
+        restoring.setattr(wakeup._signal, "signal", wakeup._signal.signal)
         yield it
+    signal.signal(signal.SIGTERM, before)
     real(-1)
     it.close()
 
@@ -76,42 +108,56 @@ def theirs() -> Iterator[int]:
 
 
 class TestDescriptor:
-    """Ours is there as long as our handler is and nobody else wants one, and nobody is told of it."""
+    """Ours is there in a child, as long as our handler is and nobody else wants one, and nobody is told of it."""
 
-    def test_set_while_the_handler_stands(self, installed: Installed) -> None:
-        """It is taken back when a handler of others is set, which must not be called twice."""
-        real = signal.set_wakeup_fd
+    def test_none_in_other_processes(self, installed: Installed) -> None:
+        """A server's own process, a work horse: their event loops find what they would find without us."""
         installed.install()
-        assert real(-1) == -1
-        installed.wakeup.listen(True)
+        signal.signal(signal.SIGTERM, ours)
+        installed.wakeup.seen()
+        assert signal.set_wakeup_fd(-1) == -1
+
+    def test_while_our_handler_stands(self, installed: Installed) -> None:
+        """It is taken back when a handler of others is set, however they have come by the function for it."""
+        real, set_handler = signal.set_wakeup_fd, signal.signal
+        installed.begin()
         assert real(-1) == installed.wakeup._descriptor
-        installed.wakeup.listen(True)
-        installed.wakeup.listen(False)
+        set_handler(signal.SIGINT, set_handler(signal.SIGINT, ours))
+        set_handler(signal.SIGTERM, theirs_to_call)
         assert real(-1) == -1
+        set_handler(signal.SIGTERM, ours)
+        assert real(-1) == installed.wakeup._descriptor
 
     def test_of_others_comes_and_goes(self, installed: Installed, theirs: int) -> None:
         """They are told that there was none (trio warns otherwise), and theirs stands while they want it."""
         real = signal.set_wakeup_fd
-        installed.install()
-        installed.wakeup.listen(True)
+        installed.begin()
         assert signal.set_wakeup_fd(theirs, warn_on_full_buffer=False) == -1
-        installed.wakeup.listen(True)
+        signal.signal(signal.SIGTERM, ours)
         assert real(theirs) == theirs
         assert signal.set_wakeup_fd(-1) == theirs
         assert real(-1) == installed.wakeup._descriptor
 
     def test_of_others_from_before(self, installed: Installed, theirs: int) -> None:
-        """It stays."""
+        """It stays, also where it was set by a function that we do not see (uvloop's)."""
         real = signal.set_wakeup_fd
+        installed.begin()
         real(theirs)
-        installed.install()
-        installed.wakeup.listen(True)
+        signal.signal(signal.SIGTERM, ours)
+        signal.signal(signal.SIGTERM, theirs_to_call)
         assert real(-1) == theirs
+
+    def test_in_another_thread(self, installed: Installed) -> None:
+        """There none can be set, and nothing is raised."""
+        installed.install()
+        thread = threading.Thread(target=installed.wakeup.begin)
+        thread.start()
+        thread.join()
+        assert signal.set_wakeup_fd(-1) == -1
 
     def test_wrong_arguments(self, installed: Installed) -> None:
         """They raise what they raise without us, and change nothing."""
-        installed.install()
-        installed.wakeup.listen(True)
+        installed.begin()
         with pytest.raises(TypeError):
             signal.set_wakeup_fd("1")  # type: ignore[arg-type]
         with pytest.raises((OSError, ValueError), match=r"descriptor|fd"):
@@ -125,18 +171,20 @@ class TestDescriptor:
         assert not os.get_inheritable(installed.wakeup._descriptor)
 
     def test_closed_by_the_program(self, installed: Installed) -> None:
-        """Nothing is raised, and nothing is written into a file that has its number now."""
-        installed.install()
+        """Nothing is raised, and nothing is written into, or set to, what has its number now."""
+        installed.begin()
         descriptor = installed.wakeup._descriptor
+        signal.signal(signal.SIGTERM, theirs_to_call)
         os.close(descriptor)
-        installed.wakeup.listen(True)
         installed.wakeup.seen()
         reader, writer = _socket.socketpair()
         os.dup2(writer.fileno(), descriptor)
+        signal.signal(signal.SIGTERM, ours)
         installed.wakeup.seen()
         reader.setblocking(False)
         with pytest.raises(BlockingIOError):
             reader.recv(1)
+        assert signal.set_wakeup_fd(-1) == -1
         reader.close()
         writer.close()
 
@@ -146,8 +194,8 @@ class TestDescriptor:
         def refuse(target: Callable[[], None]) -> None:
             raise RuntimeError("can't start new thread")
 
-        installed.wakeup.install(refuse)
-        installed.wakeup.listen(True)
+        installed.wakeup.install(refuse, ours)
+        installed.wakeup.begin()
         installed.wakeup.seen()
         assert signal.set_wakeup_fd(-1) == -1
 
@@ -185,7 +233,7 @@ class TestRepeating:
     @pytest.fixture
     def heard(self, installed: Installed) -> Installed:
         """A SIGTERM of this process, which nobody has seen yet."""
-        installed.install()
+        installed.begin()
         os.write(installed.wakeup._descriptor, TERM)
         installed.hear()
         return installed
@@ -199,7 +247,7 @@ class TestRepeating:
 
     def test_seen_at_once(self, installed: Installed) -> None:
         """Both come in one message."""
-        installed.install()
+        installed.begin()
         os.write(installed.wakeup._descriptor, TERM)
         installed.wakeup.seen()
         installed.hear()
@@ -207,7 +255,7 @@ class TestRepeating:
 
     def test_another_after_one_that_was_seen(self, installed: Installed) -> None:
         """It is one of its own."""
-        installed.install()
+        installed.begin()
         installed.wakeup.seen()
         os.write(installed.wakeup._descriptor, TERM)
         installed.hear()
@@ -220,18 +268,38 @@ class TestRepeating:
         installed.hear()
         assert not installed.unseen
 
-    def test_after_a_pause_that_grows(self, heard: Installed) -> None:
-        """It is bounded: who has not seen it by then has become another program."""
+    def test_others_behind_one_that_was_seen(self, heard: Installed) -> None:
+        """A stream joins what one process writes."""
+        heard.wakeup.seen()
+        os.write(heard.wakeup._descriptor, bytes([signal.SIGCHLD]))
+        heard.hear()
+        assert not heard.unseen
+
+    def test_after_a_pause_that_grows(self, heard: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is bounded, although each that is sent is told, too."""
         [it] = heard.unseen.values()
         pauses = []
+
+        def send(process: int, signum: int) -> None:
+            heard.sent.append(signum)
+            os.write(heard.wakeup._descriptor, TERM)
+
+        monkeypatch.setattr(signal, "pidfd_send_signal", send)
         while heard.unseen:
-            heard.hear()  # nothing comes: returns when it is due
+            heard.hear()
             pauses.append(it.pause)
-            it.due = 0
-            wakeup._repeat_what_is_due(heard.unseen)
-            it.due = 0
-        assert pauses == [0.05 * 2**n for n in range(8)]
+            heard.repeat()
+        assert pauses == [0.05 * 2**n for n in range(9)]
         assert heard.sent == [signal.SIGTERM] * 8
+
+    def test_nothing_before_it_is_due(self, heard: Installed) -> None:
+        """The handler has its time."""
+        assert heard.hear()  # returns when it is due
+        for it in heard.unseen.values():
+            it.due += 60
+        wakeup._repeat_what_is_due(heard.unseen, heard.wakeup._descriptor, heard.wakeup._identity)
+        assert not heard.sent
+        assert heard.unseen
 
     def test_who_is_gone(self, heard: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing is sent to another process that has its number by now."""
@@ -240,16 +308,33 @@ class TestRepeating:
             raise ProcessLookupError
 
         monkeypatch.setattr(signal, "pidfd_send_signal", gone)
-        heard.unseen[os.getpid()].due = 0
-        wakeup._repeat_what_is_due(heard.unseen)
+        heard.repeat()
         assert not heard.unseen
+
+    @pytest.mark.parametrize("writer", [0, 999_999])
+    def test_who_has_become_another_program(self, heard: Installed, writer: int) -> None:
+        """It has the socket no more, and gets nothing."""
+        for it in heard.unseen.values():
+            it.due = 0
+        wakeup._repeat_what_is_due(heard.unseen, writer, heard.wakeup._identity)
+        assert not heard.unseen
+        assert not heard.sent
+
+    def test_another_process_that_writes(self, installed: Installed) -> None:
+        """It is that one's signal, and nobody else is meant."""
+        installed.begin()
+        with started(installed.wakeup._descriptor, "sys.stdin.read()") as child:
+            installed.hear()
+            assert list(installed.unseen) == [child.pid]
+            installed.repeat()
+            assert installed.sent == [signal.SIGTERM]
+            child.communicate("")
 
     def test_a_child_that_is_gone_at_once(self, installed: Installed) -> None:
         """Its number is nobody's by the time its message is read."""
-        installed.install()
-        code = f"import os; os.write({installed.wakeup._descriptor}, {TERM!r})"
-        child = [sys.executable, "-c", code]
-        subprocess.run(child, check=True, pass_fds=[installed.wakeup._descriptor])
+        installed.begin()
+        with started(installed.wakeup._descriptor, "") as child:
+            child.communicate("")
         installed.hear()
         assert not installed.unseen
 
@@ -262,20 +347,27 @@ class TestRepeating:
         reader.close()
         writer.close()
 
-    def test_what_is_due_is_sent_before_it_listens_on(
-        self, heard: Installed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The thread: it ends where the program closes its socket."""
+    def test_the_thread(self, heard: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It ends where the program closes its socket, and leaves what has its number to the program."""
+        for it in heard.unseen.values():
+            os.close(it.process)
         heard.unseen.clear()
         os.write(heard.wakeup._descriptor, TERM)
-        os.close(heard.wakeup._descriptor)
-        heard.wakeup._descriptor = -1
+        another = os.open(os.devnull, os.O_RDONLY)
 
         def send(process: int, signum: int) -> None:
             heard.sent.append(signum)
-            os.close(heard.reader)
+            os.dup2(another, heard.reader)
 
         monkeypatch.setattr(signal, "pidfd_send_signal", send)
         heard.threads[0]()
         assert heard.sent == [signal.SIGTERM]
-        heard.threads.clear()
+        assert os.fstat(heard.reader).st_ino == os.fstat(another).st_ino
+        os.close(another)
+
+    def test_the_thread_when_nobody_can_write(self, installed: Installed) -> None:
+        """It ends."""
+        installed.install()
+        os.close(installed.wakeup._descriptor)
+        installed.wakeup._descriptor = -1
+        installed.threads[0]()

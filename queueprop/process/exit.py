@@ -14,7 +14,8 @@ What ends how:
 - SIGTERM, and the main thread does not end: something swallowed ``SystemExit``, another thread keeps the
   interpreter, or the main thread had ended before. By default the process would be dead, so it ends all the
   same, with 143, once the spans are handed over.
-- SIGTERM, just before the main thread blocks: Python does not notice it, so it is sent again.
+- SIGTERM of a child of ``multiprocessing``, just before its main thread blocks: Python does not notice it, so it is
+  sent again.
 - ``os._exit`` and SIGKILL run nothing: call ``queueprop.process.flush.flush()`` before the former.
 
 How long that takes, when the Collector is dead: at most the timeout (5 s), from the first of these ends that is
@@ -105,9 +106,10 @@ class HandOver:
         self._may_start_late = _at_threads_end(self._start_in_child)
         self._sleep = time.sleep
         self._start_all()
+        handler = self.on_sigterm
         if native := _native_start():
-            self._wakeup.install(native)
-        stand_in_for_default(self.on_sigterm, self._wakeup.listen)
+            self._wakeup.install(native, handler)
+        stand_in_for_default(handler)
         atexit.register(self.at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -116,7 +118,7 @@ class HandOver:
                 after_in_child=self._in_forked_child,
             )
         # A child of multiprocessing forgets the finalizers that it inherits, and then runs this.
-        register_after_fork(self, HandOver._in_process_object)
+        register_after_fork(self, HandOver._in_new_process_object)
         self._in_process_object()
 
     def run(self, task: Task) -> None:
@@ -211,6 +213,10 @@ class HandOver:
             self._begin(time.monotonic())
             self._request("end now")
         self._missed_in = 0
+
+    def _in_new_process_object(self) -> None:
+        self._wakeup.begin()
+        self._in_process_object()
 
     def _in_process_object(self) -> None:
         # The lowest priority: after the finalizers of others, which may end spans.

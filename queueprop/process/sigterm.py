@@ -23,16 +23,12 @@ Handler = Callable[[int, FrameType | None], None]
 Wrapped = Callable[..., Any]
 
 
-def stand_in_for_default(handler: Handler, stands: Callable[[bool], None]) -> None:
+def stand_in_for_default(handler: Handler) -> None:
     """Lets ``handler`` have every SIGTERM that would kill the process by default, from now on. Once a process.
 
     In another than the main thread no handler can be set: there it begins with the next default that is.
-
-    Arguments:
-        handler: stands where the default would.
-        stands: is told whether it does, each time when a handler of SIGTERM is set.
     """
-    stand_in = _StandIn(handler, stands)
+    stand_in = _StandIn(handler)
     setattr(signal, "signal", wrapt.FunctionWrapper(signal.signal, stand_in.signal))  # noqa: B010
     setattr(signal, "getsignal", wrapt.FunctionWrapper(signal.getsignal, stand_in.getsignal))  # noqa: B010
     if not _is_default(signal.getsignal(signal.SIGTERM)):
@@ -44,9 +40,8 @@ def stand_in_for_default(handler: Handler, stands: Callable[[bool], None]) -> No
 
 
 class _StandIn:
-    def __init__(self, handler: Handler, stands: Callable[[bool], None]) -> None:
+    def __init__(self, handler: Handler) -> None:
         self._handler = handler  # one object: a method is another one at each access
-        self._stands = stands
 
     def signal(
         self, wrapped: Wrapped, instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -54,15 +49,9 @@ class _StandIn:
         given = {**dict(zip(("signalnum", "handler"), args, strict=False)), **kwargs}
         if len(args) + len(kwargs) == 2 and given.keys() == {"signalnum", "handler"}:
             signalnum, handler = given["signalnum"], given["handler"]
-            if isinstance(signalnum, int) and signalnum == signal.SIGTERM:
-                return self._set(wrapped, signalnum, handler)
+            if isinstance(signalnum, int) and signalnum == signal.SIGTERM and _is_default(handler):
+                return self._shown(wrapped(signalnum, self._handler))
         return self._shown(wrapped(*args, **kwargs))
-
-    def _set(self, wrapped: Wrapped, signalnum: int, handler: Any) -> object:
-        stands = _is_default(handler)
-        previous = wrapped(signalnum, self._handler if stands else handler)
-        self._stands(stands)
-        return self._shown(previous)
 
     def getsignal(
         self, wrapped: Wrapped, instance: object, args: tuple[Any, ...], kwargs: dict[str, Any]

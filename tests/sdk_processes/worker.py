@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -13,7 +12,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from signal import signal as _set_handler
 from typing import NoReturn
 
 from opentelemetry import trace
@@ -41,6 +42,7 @@ def wait_for_signal() -> NoReturn:
 
 def idle() -> NoReturn:
     while True:
+        # Not signal.pause(): Python does not see a signal that comes just before it until the next one.
         time.sleep(0.02)
 
 
@@ -340,59 +342,59 @@ def _signal_that_python_does_not_notice(goes_on: bool = False) -> None:
     print("read", os.read(reader, 4), flush=True)
 
 
+def _in_process_object(target: Callable[[], object]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join()
+    print("exitcode", process.exitcode, flush=True)
+
+
 def unnoticed() -> None:
+    def job() -> None:
+        span("done")
+        _signal_that_python_does_not_notice()
+
     configure()
-    span("done")
-    _signal_that_python_does_not_notice()
+    _in_process_object(job)
 
 
 def unnoticed_after_asyncio() -> None:
     """Which has a descriptor of its own while it handles a signal, and then sets none."""
-    configure()
-    span("done")
 
-    async def main() -> None:
+    async def handle_a_signal() -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, print)
         loop.remove_signal_handler(signal.SIGUSR1)
 
-    asyncio.run(main())
-    _signal_that_python_does_not_notice()
-
-
-def unnoticed_in_child() -> None:
-    configure()
-    pid = os.fork()
-    if not pid:
+    def job() -> None:
         span("done")
+        asyncio.run(handle_a_signal())
         _signal_that_python_does_not_notice()
-        return
-    print("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+    configure()
+    _in_process_object(job)
 
 
 def unnoticed_by_handler_of_program() -> None:
-    configure()
-    span("done")
+    _unnoticed_by(signal.signal)
+
+
+def unnoticed_by_handler_of_program_early() -> None:
+    """Set by the function that was imported by its name, before ours was there."""
+    _unnoticed_by(_set_handler)
+
+
+def _unnoticed_by(set_handler: Callable[..., object]) -> None:
     calls = []
-    signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
-    _signal_that_python_does_not_notice(goes_on=True)
-    time.sleep(0.5)
-    print("calls", len(calls), flush=True)
 
+    def job() -> None:
+        set_handler(signal.SIGTERM, lambda *_: calls.append(1))
+        _signal_that_python_does_not_notice(goes_on=True)
+        time.sleep(0.5)
+        print("calls", len(calls), flush=True)
 
-def unnoticed_in_child_of_c() -> None:
-    """A child that runs none of Python's hooks, between its fork and its exec, shares all that its parent has."""
     configure()
-    span("done")
-    libc = ctypes.CDLL(None)
-    pid = libc.fork()
-    if not pid:
-        try:
-            libc.system(b"kill -TERM $PPID; sleep 1")  # goes on after the signal
-        finally:
-            os._exit(9)
-    os.waitpid(pid, 0)
-    print("parent ended", flush=True)
+    _in_process_object(job)
 
 
 def bounded_flush() -> None:
