@@ -9,6 +9,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, get_current_span
 
 from queueprop import Destination, Message, guard
+from queueprop.wire import propagation
 from tests.telemetry import ORDERS, Telemetry, attributes, ids, links, parent, written
 
 NOWHERE = Destination("test", server_address="broker.example")
@@ -117,10 +118,13 @@ def test_a_fault_of_ours_costs_no_message(
     create.close()
 
 
-def test_headers_that_raise_cost_no_message(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_raise_cost_no_message(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever it is that writing them meets; the message has its span."""
     monkeypatch.setattr(guard, "raise_faults", False)
-    monkeypatch.setattr("queueprop.engine.telemetry.propagation.write", lambda *args: {}.popitem())
+    monkeypatch.setattr(propagation._W3C, "write", lambda *args: {}.popitem())
     with telemetry.engine().send(ORDERS, Message({})):
         pass
     assert len(telemetry.spans) == 1
+    assert "writing the headers of a message" in caplog.text
