@@ -189,12 +189,14 @@ class TestDescriptor:
         writer.close()
 
     def test_without_a_thread(self, installed: Installed) -> None:
-        """As many as the system allows: then it goes without."""
+        """As many as the system allows: then it goes without, and leaves no descriptor."""
+        before = os.listdir("/proc/self/fd")
 
         def refuse(target: Callable[[], None]) -> None:
             raise RuntimeError("can't start new thread")
 
         installed.wakeup.install(refuse, ours)
+        assert os.listdir("/proc/self/fd") == before
         installed.wakeup.begin()
         installed.wakeup.seen()
         assert signal.set_wakeup_fd(-1) == -1

@@ -75,12 +75,19 @@ class Wakeup:
         """
         if not (hasattr(_socket, "SO_PASSCRED") and hasattr(os, "pidfd_open")):
             return
-        with suppress(OSError, RuntimeError):  # as many descriptors and threads as the system allows
+        try:
             reader, writer = _pair()
-            identity = _identity(writer)
+        except OSError:  # as many descriptors as the system allows
+            return
+        identity = _identity(writer)
+        try:
             start_thread(lambda: _watch(reader, writer, identity))
-            self._descriptor, self._identity = writer, identity
-            self._watch_handlers(handler)
+        except RuntimeError:  # as many threads
+            os.close(reader)
+            os.close(writer)
+            return
+        self._descriptor, self._identity = writer, identity
+        self._watch_handlers(handler)
 
     def begin(self) -> None:
         """In such a child, once it is made."""
