@@ -3,6 +3,8 @@
 A producer writes W3C ``traceparent``, ``tracestate`` and ``baggage`` into the message's headers; the consumer's span is
 attached to that trace, and the handler runs inside it. For the libraries that it knows see ``queueprop.adapters``; for
 any other queue the functions here are enough.
+
+(For pytest, which would warn of a package that was imported before it: PYTEST_DONT_REWRITE.)
 """
 
 from queueprop.api import (

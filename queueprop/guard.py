@@ -24,6 +24,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from importlib import import_module
+from itertools import islice
 from types import CodeType
 from typing import Any
 
@@ -114,8 +116,12 @@ def slip(where: str, error: Exception) -> None:
 
 
 def environment() -> dict[str, str]:
-    """A variable for a program that is started as a part of this one: there is not said again what was said here."""
-    return {_SAID: ",".join({*_said_before, *(f"{_key(what):x}" for what in _logged)})}
+    """A variable for a program that is started as a part of this one: there is not said again what was said here.
+
+    It has a bound, however many programs have started one another: a system refuses to start one with too much.
+    """
+    said = dict.fromkeys((*(f"{_key(what):x}" for what in _logged), *_said_before))
+    return {_SAID: ",".join(islice(said, _MOST))}
 
 
 def is_not_ours(error: Exception) -> bool:
@@ -134,13 +140,28 @@ def mistake(where: str, text: str, about: object = "") -> None:
         text: what is wrong, and what to do.
         about: which message or destination it was; told, but another one is no other place.
     """
-    if _count(where + text) > 1:
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(one_line(f"{_named(where, about)}: {text}"))
+        return
+    if _count(f"{where}: {text}") > 1:
         return
     line = f"queueprop, {_named(where, about)}: {text}"
     log(logging.WARNING, "%s", one_line(line))
     if not _is_seen():
         with suppress(Exception):
             print(one_line(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """What a user would be told inside goes into the list instead, also what was told before."""
+    collected: list[str] = []
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
 
 
 def log(level: int, text: str, *arguments: object, exc_info: BaseException | None = None) -> None:
@@ -150,7 +171,7 @@ def log(level: int, text: str, *arguments: object, exc_info: BaseException | Non
     token = _saying.set(True)
     try:
         if _logger.isEnabledFor(level):
-            with _suppressed():
+            with suppressed():
                 _logger.log(level, text, *arguments, exc_info=exc_info)
     except Exception as error:
         if is_not_ours(error):
@@ -160,7 +181,8 @@ def log(level: int, text: str, *arguments: object, exc_info: BaseException | Non
 
 
 @contextmanager
-def _suppressed() -> Iterator[None]:
+def suppressed() -> Iterator[None]:
+    """What is done inside is not traced: by OpenTelemetry's switch for instrumentations, ours included."""
     token = context.attach(
         context.Context({**context.get_current(), **dict.fromkeys(SUPPRESSING_KEYS, True)})
     )
@@ -177,6 +199,8 @@ def one_line(text: object, longest: int = _LONGEST_LINE) -> str:
         shown = shown[:longest] + "..."
     return shown if shown.isprintable() else "".join(map(_escaped, shown))
 
+
+_collected: ContextVar[list[str] | None] = ContextVar("queueprop-collected", default=None)
 
 # A copy goes into the tasks that a handler makes: what they publish is not told of, either.
 _saying: ContextVar[bool] = ContextVar("queueprop-saying", default=False)
@@ -199,14 +223,33 @@ def _key(what: str) -> int:
 def _is_said_by_another(key: int) -> bool:
     """Whether another process of this tree has said it; if not, this one is about to."""
     place = key % _PLACES * _PLACE
-    sayer = int.from_bytes(_sayers[place : place + _PLACE], "big")
-    if not sayer:
-        _sayers[place : place + _PLACE] = os.getpid().to_bytes(_PLACE, "big")
+    with _one_at_a_time():
+        sayer = int.from_bytes(_sayers[place : place + _PLACE], "big")
+        if not sayer:
+            _sayers[place : place + _PLACE] = os.getpid().to_bytes(_PLACE, "big")
     return f"{key:x}" in _said_before or sayer not in (0, os.getpid())
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Siblings that begin together look at the page one after another. One that died meanwhile is waited for once."""
+    global _page_lock
+    lock = _page_lock
+    if lock is not None and not lock.acquire(True, _LONGEST_WAIT):
+        lock = _page_lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+_LONGEST_WAIT = 0.1  # seconds, for what takes microseconds
+
+
 _SAID = "_QUEUEPROP_SAID"
-_said_before = frozenset(filter(None, os.environ.get(_SAID, "").split(",")))
+_LONGEST_KEY = 8  # hexadecimal digits
+_said_before = frozenset(key for key in os.environ.get(_SAID, "").split(",") if 0 < len(key) <= _LONGEST_KEY)
 
 _PLACE = 4  # bytes of a process id
 _PLACES = 1 << 16
@@ -219,8 +262,24 @@ def _shared_page() -> Any:
         return bytearray(_PLACES * _PLACE)
 
 
+def _shared_lock() -> Any:
+    """A lock for processes that are forked from this one, or None where the system has none.
+
+    It is what ``multiprocessing.Lock`` is made of, and has neither a descriptor that a program may close nor a file;
+    to import ``multiprocessing`` for it takes longer than to import all of queueprop.
+    """
+    try:
+        kind = import_module("_multiprocessing").SemLock
+        return kind(_SEMAPHORE, 1, 1, f"/queueprop-{os.getpid()}-{os.urandom(8).hex()}", True)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
+
+
+_SEMAPHORE = 1  # the kind that any thread may release
+
 # Which process of those that were forked from one another has said a thing.
 _sayers = _shared_page()
+_page_lock = _shared_lock()
 
 
 def _named(where: str, about: object) -> str:

@@ -1,6 +1,6 @@
 """Log correlation: the current span's ids on log records, under the names of OpenTelemetry's log formats.
 
-Needs neither the SDK nor structlog.
+For ``logging``, structlog and loguru. Needs neither the SDK nor any of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from opentelemetry.trace import get_current_span
+
+__all__ = ["TraceContextFilter", "add_trace_context", "patch_record"]
 
 
 class TraceContextFilter(logging.Filter):
@@ -40,6 +42,19 @@ def add_trace_context(
     for name, value in (_current() or {}).items():
         event_dict.setdefault(name, value)
     return event_dict
+
+
+def patch_record(record: Any) -> None:
+    """A patcher of loguru's: ``trace_id``, ``span_id`` and ``trace_flags`` in ``record["extra"]``.
+
+    Without a current span all three are empty, so that a format can always name them; what ``bind()`` has given already
+    stays. As a patcher it runs where the line is logged, also with ``enqueue=True``, whose sinks run elsewhere.
+
+        logger.configure(patcher=patch_record)
+        logger.add(sys.stderr, format="{level} {message} trace_id={extra[trace_id]}")
+    """
+    for name, value in (_current() or _NO_SPAN).items():
+        record["extra"].setdefault(name, value)
 
 
 _NO_SPAN = {"trace_id": "", "span_id": "", "trace_flags": ""}

@@ -38,7 +38,9 @@ _UNSET: Any = _Unset()
 class Settings:
     """How messages are traced. What is not given here is read from the environment when the object is made.
 
-    Args (each also an environment variable, ``QUEUEPROP_PROPAGATION`` and so on, except the last two rows):
+    Each is also an environment variable, ``QUEUEPROP_PROPAGATION`` and so on, except the last two rows.
+
+    Args:
         propagation: ``parent`` makes the message's creation context the parent of its process span, and links it;
             ``link`` only links it, and the span current at that moment, or none, is the parent.
         trust: whose context is continued: ``all``, ``none``, or (in code) a function of destination and message.

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from queueprop.logs import TraceContextFilter, add_trace_context
+from queueprop.logs import TraceContextFilter, add_trace_context, patch_record
 
 IDS = {
     "trace_id": "0000000000000000000000000000abcd",
@@ -98,3 +98,31 @@ def test_the_processor_fits_structlog() -> None:
     )
     with current_span(), pytest.raises(pytest.fail.Exception, match=IDS["trace_id"]):
         log.info("hello")
+
+
+def test_lines_of_loguru_have_the_ids_of_where_they_were_logged() -> None:
+    """Also when a thread of loguru's writes them; without a span they are empty, and what was bound stays."""
+    loguru = pytest.importorskip("loguru", reason="loguru is not installed here")
+    written: list[str] = []
+    logger = loguru.logger
+    handler = logger.add(written.append, format="{extra[trace_id]} {extra[span_id]} {message}", enqueue=True)
+    try:
+        logger.configure(patcher=patch_record)
+        with current_span():
+            logger.info("inside")
+            logger.bind(trace_id="theirs").info("bound")
+        logger.info("outside")
+        logger.complete()
+    finally:
+        logger.remove(handler)
+        logger.configure(patcher=lambda record: None)
+    ids = f"{IDS['trace_id']} {IDS['span_id']}"
+    assert written == [f"{ids} inside\n", f"theirs {IDS['span_id']} bound\n", "  outside\n"]
+
+
+def test_a_record_of_loguru_needs_no_loguru() -> None:
+    """What a patcher is given is a mapping with a dict `extra`."""
+    with current_span():
+        made: dict[str, dict[str, str]] = {"extra": {"trace_id": "theirs"}}
+        patch_record(made)
+    assert made["extra"] == {**IDS, "trace_id": "theirs"}

@@ -189,3 +189,28 @@ def test_a_program_that_is_started_has_the_default(came: list[int]) -> None:
         env={**os.environ},
     )
     assert result.stdout == "True\n"
+
+
+def test_a_process_that_would_be_dead_knows_it() -> None:
+    """From the signal on, and in no child: what it still does would not be done by default."""
+    result = subprocess.run(
+        [sys.executable, "-c", _ENDING], capture_output=True, text=True, env={**os.environ}, check=False
+    )
+    assert result.stdout.split() == ["False", "True", "False"], result.stderr
+
+
+_ENDING = """
+import os, signal
+from queueprop.process import sigterm
+from queueprop.process.exit import HandOver
+HandOver(lambda: None, lambda: None, 1.0, 1.0).install()
+print(sigterm.is_ending(), flush=True)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except SystemExit:
+    print(sigterm.is_ending(), flush=True)
+    if os.fork() == 0:
+        print(sigterm.is_ending(), flush=True)
+        os._exit(0)
+    os.wait()
+"""

@@ -7,15 +7,19 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 from opentelemetry.util._once import Once
 
+import pytest_queueprop
+import queueprop
+from queueprop.process.flush import flush
 from queueprop.testing import (
     CapturedSpans,
     MissingSDK,
@@ -29,7 +33,7 @@ from queueprop.testing.tree import Reference, SpanRecord
 pytest_plugins = ["pytester"]
 
 # By module, and not a second time by its entry point where that is installed.
-PLUGIN = ("-p", "no:queueprop", "-p", "queueprop.pytest_plugin", "-p", "no:cacheprovider")
+PLUGIN = ("-p", "no:queueprop", "-p", "pytest_queueprop", "-p", "no:cacheprovider")
 
 MISSING_SDK = 'queueprop.testing needs the OpenTelemetry SDK: pip install "queueprop[sdk]"'
 
@@ -217,13 +221,89 @@ def test_wait_for_gives_up_with_what_came(
 def test_a_forks_spans_stay_out_of_the_way(spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that was forked while another thread held the capture's lock does not wait for it."""
     publish(spans, "parent")
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        ended = threading.Thread(target=publish, args=(spans, "child"), daemon=True)
+        with spans._changed:
+            ended.start()
+            ended.join(10)
+            assert not ended.is_alive()
+        assert [span.name for span in spans] == ["publish parent"]  # in the child: it reads nothing
+    assert [span.name for span in spans] == ["publish parent", "publish child"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_spans_of_a_fork_are_captured_whole() -> None:
+    """A child that ends in `os._exit`, as RQ's work horse does: its span has all that it had there, in order of end."""
+    provider = TracerProvider(resource=Resource({"service.name": "mailer"}), shutdown_on_exit=False)
+    state = TraceState.from_header(["vendor=1"])
+    producer = SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
+    with capture_spans(provider) as spans:
+        if not (child := os.fork()):
+            try:
+                parent = trace.set_span_in_context(trace.NonRecordingSpan(producer))
+                span = provider.get_tracer("horse", "1.0").start_span(
+                    "process mails",
+                    parent,
+                    SpanKind.CONSUMER,
+                    {"messaging.destination.name": "mails", "numbers": (1, 2)},
+                    [Link(producer, {"opentracing.ref_type": "child_of"})],
+                )
+                span.record_exception(ValueError("no such mailbox"))
+                span.set_status(StatusCode.ERROR, "no such mailbox")
+                span.end()
+            finally:
+                os._exit(0)
+        (found,) = spans.wait_for(1, timeout=30)
+        os.waitpid(child, 0)
+        publish(spans, "afterwards")
+    assert [span.name for span in spans] == ["process mails", "publish afterwards"]
+    assert (found.kind, found.parent) == (SpanKind.CONSUMER, producer)
+    assert found.parent is not None
+    assert found.parent.is_remote
+    assert found.parent.trace_state == state
+    assert [(link.context, dict(link.attributes or {})) for link in found.links] == [
+        (producer, {"opentracing.ref_type": "child_of"})
+    ]
+    assert dict(found.attributes or {}) == {"messaging.destination.name": "mails", "numbers": (1, 2)}
+    assert (found.status.status_code, found.status.description) == (StatusCode.ERROR, "no such mailbox")
+    assert [event.name for event in found.events] == ["exception"]
+    assert found.resource.attributes["service.name"] == "mailer"
+    assert found.instrumentation_scope is not None
+    assert (found.instrumentation_scope.name, found.instrumentation_scope.version) == ("horse", "1.0")
+    assert orphans(spans) == []
+
+
+def test_a_child_that_closed_what_it_inherited_writes_nowhere_else(
+    spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a daemon does: where the descriptor is closed, or another file's by now, the span is lost and nothing else."""
+    assert spans._forks is not None
+    theirs = (tmp_path / "theirs").open("wb+")
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    ended = threading.Thread(target=publish, args=(spans, "child"), daemon=True)
-    with spans._changed:
-        ended.start()
-        ended.join(10)
-        assert not ended.is_alive()
-    assert [span.name for span in spans] == ["publish parent"]
+    with monkeypatch.context() as closed:
+        closed.setattr(spans._forks._file, "close", lambda: None)
+        kept = os.dup(spans._forks._file.fileno())
+        os.dup2(theirs.fileno(), spans._forks._file.fileno())
+        publish(spans, "into another's file")
+        os.dup2(kept, spans._forks._file.fileno())
+        os.close(kept)
+    spans._forks.close()
+    publish(spans, "into nothing")
+    monkeypatch.undo()
+    assert theirs.read() == b""
+    assert list(spans) == []
+
+
+def test_a_span_that_is_still_being_written_is_waited_for(spans: CapturedSpans) -> None:
+    """The parent reads whole spans alone, and a span without resource and scope is one."""
+    assert spans._forks is not None
+    spans._forks.append(ReadableSpan("first", SpanContext(1, 2, False), resource=Resource({})))
+    whole = os.pread(spans._forks._file.fileno(), 1 << 16, 0)
+    spans._forks._file.write(whole[:50])
+    assert [span.name for span in spans] == ["first"]
+    spans._forks._file.write(whole[50:])
+    assert [span.name for span in spans] == ["first", "first"]
 
 
 @pytest.mark.usefixtures("no_global_provider")
@@ -521,17 +601,81 @@ def test_the_plugin_loads_in_a_process_without_the_sdk(pytester: pytest.Pytester
 
 
 def test_the_plugin_costs_a_run_nothing_that_it_does_not_use(pytester: pytest.Pytester) -> None:
-    """Neither the SDK nor `queueprop.testing` is imported before a test asks for the fixture."""
+    """Nothing of the package, nor the SDK, is imported before a test asks for the fixture: coverage sees all of it."""
+    seen_as_a_wheel(pytester)
     pytester.makepyfile(
         """
         import sys
 
         def test_lazy(request):
-            assert "queueprop.pytest_plugin" in sys.modules
-            heavy = ("opentelemetry.sdk", "queueprop.testing")
+            assert "pytest_queueprop" in sys.modules
+            heavy = ("opentelemetry.sdk", "queueprop")
             assert not [name for name in sys.modules if name.startswith(heavy)]
             request.getfixturevalue("captured_spans")
             assert "opentelemetry.sdk.trace" in sys.modules
         """
     )
-    pytester.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=1)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_the_package_is_not_rewritten_for_asserts(pytester: pytest.Pytester) -> None:
+    """Pytest compiles every package that comes with a plugin for itself; ours has nothing to gain by that."""
+    seen_as_a_wheel(pytester)
+    pytester.makepyfile(
+        """
+        import queueprop.engine.engine
+        import queueprop.testing.tree
+
+        def test_loader():
+            for module in (queueprop, queueprop.engine.engine, queueprop.testing.tree):
+                assert "assertion" not in type(module.__loader__).__module__
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_a_run_that_has_imported_the_package_before_is_not_warned(pytester: pytest.Pytester) -> None:
+    """With warnings as errors such a run would fail: of a package that it cannot rewrite any more, pytest warns."""
+    seen_as_a_wheel(pytester)
+    pytester.makepyfile("def test_it(captured_spans): ...")
+    program = pytester.makepyfile(
+        run="""
+        import sys
+
+        import queueprop.testing
+        import pytest
+
+        sys.exit(pytest.main(["-W", "error::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]))
+        """
+    )
+    result = pytester.runpython(program)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*rewritten*")
+
+
+def seen_as_a_wheel(pytester: pytest.Pytester) -> None:
+    """Pytest sees the package as one that is installed from a wheel, also where it is installed from a checkout."""
+    assert queueprop.__file__ is not None
+    assert pytest_queueprop.__file__ is not None
+    (pytester.path / "queueprop").symlink_to(
+        Path(queueprop.__file__).parent
+    )  # a file that is missing counts for none
+    (pytester.path / "pytest_queueprop.py").symlink_to(pytest_queueprop.__file__)
+    home = pytester.mkdir("as_a_wheel-1.dist-info")
+    (home / "METADATA").write_text("Metadata-Version: 2.1\nName: as_a_wheel\nVersion: 1\n")
+    (home / "entry_points.txt").write_text("[pytest11]\nqueueprop = pytest_queueprop\n")
+    (home / "RECORD").write_text("pytest_queueprop.py,,\nqueueprop/__init__.py,,\nqueueprop/guard.py,,\n")
+
+
+def test_a_flush_while_spans_are_captured_is_no_failure(captured_spans: CapturedSpans) -> None:
+    """Nothing is held back, and so nothing was not handed over: with the oldest SDK as well."""
+    assert flush(5.0)
+
+
+def test_a_child_of_spans_that_nobody_captures_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CapturedSpans` outside of a capture has no file for its forks: what a child adds is left out."""
+    spans = CapturedSpans(TracerProvider(shutdown_on_exit=False))
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        spans._add(ReadableSpan("child", SpanContext(1, 2, False)))
+    assert list(spans) == []

@@ -310,3 +310,29 @@ def test_a_span_without_a_context_is_refused_clearly() -> None:
     """The SDK's type allows it; nothing could be drawn of it."""
     with pytest.raises(ValueError, match="the span 'a' has no context"):
         render_tree([ReadableSpan("a")])
+
+
+def test_notes() -> None:
+    """A line of one's own stands below its span, above its links, and is one line whatever it holds."""
+    spans = [
+        record("root", 1, links=(Reference(OTHER_TRACE, f"{9:016x}"),)),
+        record("child", 2, parent=1),
+    ]
+    notes = {spans[0].key: "first\nnote", spans[1].key: "second note", (TRACE, "other"): "nobody's"}
+    lines = [line.split("  ")[0].rstrip() for line in render_tree(spans, notes=notes).splitlines()[1:]]
+    assert lines == [
+        "INTERNAL root",
+        "│ first note",
+        "│ ↳ link to span 0000000000000009 in trace 0af76519, not captured",
+        "└─ INTERNAL child",
+        "",
+    ]
+    assert "     second note" in render_tree(spans, notes=notes)
+
+
+def test_junk_in_the_resource() -> None:
+    """A service or a process id that is anything else is one line of text all the same."""
+    one = record("x", 1, resource={"service.name": 7, "process.pid": "a\x1b[2Jb"}, status="ERROR")
+    text = render_tree([replace(one, attributes={"error.type": "bad\x1btype"})])
+    assert "7 (pid a [2Jb)" in text
+    assert "\x1b" not in text

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import SpanKind
 
 from queueprop.engine import semconv
@@ -22,15 +23,24 @@ from queueprop.engine.operations import (
     SendBatch,
     Settle,
 )
+from queueprop.engine.scope import CarriedContext, is_suppressed
 from queueprop.engine.telemetry import Telemetry
 from queueprop.settings import Settings
+from queueprop.wire import propagation
 
 
 class Engine(Telemetry):
     """Makes operations: what adapters ask, and whoever publishes and consumes by hand."""
 
     @overload
-    def send(self, destination: Destination, message: Message, *, operation: str = ...) -> Send: ...
+    def send(
+        self,
+        destination: Destination,
+        message: Message,
+        *,
+        operation: str = ...,
+        started_at: int | None = ...,
+    ) -> Send: ...
     @overload
     def send(
         self,
@@ -47,14 +57,18 @@ class Engine(Telemetry):
         *,
         operation: str = "publish",
         created: Sequence[Create] | None = None,
+        started_at: int | None = None,
     ) -> Send | SendBatch:
         """A publish: a PRODUCER span, and its context in ``message.headers``.
 
         A sequence of messages is a batch: a create span (PRODUCER) for each, whose context the message carries, and a
         CLIENT span for the call that links to them. ``created`` are those of messages that were made before.
+
+        ``started_at`` (nanoseconds since the epoch) is for the span of one message that is made after the fact.
         """
         if isinstance(message, Message):
-            return Send(self, destination.labels(semconv.SEND, operation, None, self.templates), (message,))
+            labels = destination.labels(semconv.SEND, operation, None, self.templates)
+            return Send(self, labels, (message,), started_at)
         send = destination.labels(semconv.SEND, operation, SpanKind.CLIENT, self.templates)
         return SendBatch(self, send, message, created)
 
@@ -127,6 +141,25 @@ class Engine(Telemetry):
             has_span,
             counts,
         )
+
+    def context_of(self, destination: Destination, message: Message) -> CarriedContext | None:
+        """What a delivery's context is made current by, for whoever acts on one whose span is elsewhere: another
+        process's, or nobody's. None where its source is not trusted.
+        """
+        if not self.trusts(destination, message):
+            return None
+        found = propagation.read(message.headers, self.baggage_allow)
+        return CarriedContext(Context({**get_current(), **found.context}))
+
+    def carrier(self) -> dict[str, Any]:
+        """What is current, as the headers of a message would carry it: for what is handed on without a message of its
+        own. Empty where nothing is to be traced.
+        """
+        written: dict[str, Any] = {}
+        current = get_current()
+        if not is_suppressed(current):
+            self.write(written, current)
+        return written
 
     def settle(
         self, destination: Destination, message: Message | Sequence[Message], *, operation: str = "ack"

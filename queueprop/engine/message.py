@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ParamSpec
 
 from opentelemetry.context import Context
@@ -174,6 +174,15 @@ class Message:
     describe: Callable[[Any], Mapping[str, AttributeValue]] | None = None
     process_context: Context | None = field(default=None, init=False, repr=False, compare=False)
     """The context of its process span, once there is one: a later settle is its child, from any thread."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied or pickled without the context of its handling, which belongs to this process.
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.process_context = None
 
 
 _KINDS = {

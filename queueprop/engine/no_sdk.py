@@ -15,8 +15,13 @@ def say_if_missing(provider: object) -> None:
 
     Not where OTEL_SDK_DISABLED says that none is wanted, and not for a no-op that somebody has set or given.
     """
-    if isinstance(provider, ProxyTracerProvider) and not _is_disabled():
+    if is_stand_in(provider) and not _is_disabled():
         guard.mistake("tracing messages", _LAUNCHED if _LAUNCHER in sys.modules else _NOT_SET_UP)
+
+
+def is_stand_in(provider: object) -> bool:
+    """Whether it is what the API gives for as long as no provider is set."""
+    return isinstance(provider, ProxyTracerProvider)
 
 
 def _is_disabled() -> bool:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard
-from queueprop.engine import semconv
+from queueprop.engine import garbage, semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message, bounded
 from queueprop.engine.metrics import Instruments
 from queueprop.engine.scope import (
@@ -77,6 +78,7 @@ class Operation(AttachedContext):
     _started_at: int | None = None
     _instruments: Instruments | None = None
     _error_type: str | None = None
+    _failure: BaseException | None = None  # that something else has told
 
     def __init__(self, telemetry: Telemetry, labels: Labels) -> None:
         self.telemetry = telemetry
@@ -96,7 +98,8 @@ class Operation(AttachedContext):
                 self._open(current)
             return self.span
         except Exception as error:
-            self.close()
+            # A time limit that is raised here ends what is handled, as it would a moment later.
+            self.close(error if guard.is_not_ours(error) else None)
             self._fault("starting", error)
         except BaseException as error:
             self.close(error)
@@ -109,7 +112,11 @@ class Operation(AttachedContext):
         if self.closed:
             self._release()
             return
+        if garbage.collecting and garbage.is_ended_beside(partial(self.close, error)):
+            return
         self.closed = True
+        if error is None:
+            error = self._failure
         try:
             if error is None and self._instruments is None and self._ends_plainly:
                 self.span.end()
@@ -117,6 +124,12 @@ class Operation(AttachedContext):
                 self._end(error)
         except Exception as fault:
             self._fault("ending", fault)
+        self._release()
+
+    def drop(self) -> None:
+        """Lets go of it without a span: it has turned out that nothing was published, or handled."""
+        self.detach()
+        self.closed = True
         self._release()
 
     def fail(self, error_type: str, description: str) -> None:
@@ -179,7 +192,7 @@ class Operation(AttachedContext):
             if error is not None and _is_failure(error):
                 self._record(error)
             if self._instruments is not None and self._started_at is not None:
-                ended_at = time.time_ns()
+                ended_at = max(time.time_ns(), self._started_at)  # the clock may have been set back
                 self._count(self._instruments, (ended_at - self._started_at) / 1e9)
         finally:
             self.span.end(ended_at)
@@ -212,30 +225,57 @@ class Operation(AttachedContext):
 
 
 class Send(Operation):
-    """The publish of one message, or of several in one call; see ``Engine.send``."""
+    """The publish of one message, or of several in one call; see ``Engine.send``.
+
+    Attributes:
+        writes_later: whether the headers that go out are made only after ``open`` (see ``write``); those of the message
+            are then only read.
+        begins_trace: whether it begins a trace of its own, linked to what its headers carry: a schedule's next message.
+    """
+
+    writes_later = False
+    begins_trace = False
 
     _carried: Context | None = None
     _describe: Describe | None = None
+    _describes_failure = False
 
-    def __init__(self, telemetry: Telemetry, labels: Labels, messages: Sequence[Message]) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        labels: Labels,
+        messages: Sequence[Message],
+        started_at: int | None = None,
+    ) -> None:
         self.telemetry = telemetry
         self.labels = labels
         self.messages = messages
+        if started_at is not None:
+            self._started_at = started_at
 
     def write(self, headers: object) -> None:
         """Puts the context into headers that are made only after ``open``, in place; as long as this is not closed."""
         if self._carried is not None:
-            self.telemetry.write(Message(headers=headers), self._carried)
+            self.telemetry.write(headers, self._carried)
 
-    def end_with(self, future: Any, describe: Describe | None = None) -> None:
-        """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's.
-
-        ``describe`` gives attributes from its result; it is called only when the span is recorded.
-        """
+    def wait(self) -> None:
+        """Leaves the end of the span to a ``close`` from elsewhere, when there is an answer; no longer current."""
         self.detach()
         # The broker may take its time, and what they hold may be large.
         self.messages = (_NO_MESSAGE,) * len(self.messages)
+
+    def end_with(
+        self, future: Any, describe: Describe | None = None, describes_failure: bool = False
+    ) -> None:
+        """Leaves the end of the span to a future (asyncio's or concurrent's): its error, if any, is the span's.
+
+        ``describe`` gives attributes from its result, and with ``describes_failure`` from None where it failed; it is
+        called only when the span is recorded.
+        """
+        self.wait()
         self._describe = describe
+        if describes_failure:
+            self._describes_failure = True
         try:
             future.add_done_callback(self._end_of)
         except Exception as error:
@@ -244,20 +284,21 @@ class Send(Operation):
 
     def close_with(self, answer: Any, describe: Describe) -> None:
         """Ends the span with an answer that is there already; see ``end_with``."""
-        self._note(answer, describe)
+        self.tell(describe, answer)
         self.close()
 
     def _end_of(self, future: Any) -> None:
         error: BaseException | None = None
         try:
-            error = _error_of(future)
-            if error is None and self._describe is not None:
-                self._note(future.result(), self._describe)
+            error = error_of(future)
+            if self._describe is not None and (error is None or self._describes_failure):
+                self.tell(self._describe, future.result() if error is None else None)
         except Exception as fault:
             self._fault("reading the answer to", fault)
         self.close(error)
 
-    def _note(self, answer: Any, describe: Describe) -> None:
+    def tell(self, describe: Describe, answer: Any) -> None:
+        """Sets what ``describe`` makes of an answer, when the span is recorded."""
         try:
             if self.span.is_recording():
                 self.span.set_attributes(describe(answer))
@@ -267,7 +308,11 @@ class Send(Operation):
     def _open(self, current: Context) -> None:
         telemetry, message = self.telemetry, self.messages[0]
         origin = None
-        if message.headers and not propagation.is_free(message.headers):
+        propagator = propagation.configured()
+        is_free = not message.headers or propagator.is_free(message.headers)
+        if self.begins_trace:
+            origin = _beginning(telemetry, self.labels, message)
+        elif not is_free:
             origin = _origin(telemetry, self.labels, message, current)
         if origin is None:
             span = self._start(current, _attributes(self.labels, message))
@@ -276,15 +321,20 @@ class Send(Operation):
             span = self._start(origin.parent, _attributes(self.labels, message), origin.links)
             self.attach({**current, SPAN_KEY: span}, current)
             self._carried = inside = origin.outgoing(span)
-        telemetry.write(message, inside)
+        if not self.writes_later:
+            telemetry.write(message.headers, inside, propagator, is_free)
         if telemetry.enriches_sends or message.describe is not None:
             telemetry.enrich(span, message, "publish_hook")
 
     def _carry(self, current: Context) -> None:
-        self._carried = current
         for message in self.messages:
-            origin = _origin(self.telemetry, self.labels, message, current) if message.headers else None
-            self.telemetry.write(message, current if origin is None else origin.outgoing())
+            if self.begins_trace:
+                origin: _Origin | None = _beginning(self.telemetry, self.labels, message)
+            else:
+                origin = _origin(self.telemetry, self.labels, message, current) if message.headers else None
+            self._carried = outgoing = current if origin is None else origin.outgoing()
+            if not self.writes_later:
+                self.telemetry.write(message.headers, outgoing)
 
     def _release(self) -> None:
         self._context = self._previous = self._carried = None
@@ -367,7 +417,9 @@ class Create:
             parent, links = origin.parent, origin.links
         attributes = _attributes(self.labels, message)
         self.span = span = telemetry.start_span(self.labels, parent, attributes, links)
-        telemetry.write(message, origin.outgoing(span) if origin else set_span_in_context(span, current))
+        telemetry.write(
+            message.headers, origin.outgoing(span) if origin else set_span_in_context(span, current)
+        )
         telemetry.enrich(span, message, "publish_hook")
 
     def close(self, destination: Destination | None = None) -> None:
@@ -400,15 +452,29 @@ class Create:
         guard.fault(f"{doing} a span", error, about=self.labels.span_name)
 
 
+_MISSING, _MALFORMED, _UNTRUSTED = "missing", "malformed", "untrusted"
+
+
 class Process(Operation):
-    """The handling of one delivery; see ``Engine.process``."""
+    """The handling of one delivery; see ``Engine.process``.
+
+    Attributes:
+        expects_context: whether a context is missing where there is none. Its publisher may have wanted none.
+        elsewhere: the span that another process has begun of this very handling, and ends where none is recorded here:
+            what is handled here is its child then.
+        is_reserve: whether another process most probably makes the span, so that nobody's hook is told of this one
+            before ``confirm``.
+    """
+
+    expects_context = True
+    elsewhere: SpanContext | None = None
+    is_reserve = False
 
     _missing: str | None = None
     _waited: float | None = None
     _is_of_batch = False
     _creation: SpanContext = INVALID_SPAN_CONTEXT
     _incoming: Context | None = None
-    _failure: BaseException | None = None
 
     def __init__(
         self,
@@ -428,31 +494,38 @@ class Process(Operation):
         telemetry, message = self.telemetry, self.message
         found = propagation.read(message.headers, telemetry.baggage_allow)
         incoming = found.context
+        unused: str | None = found.reason if self.expects_context else None
         if not telemetry.trusts_all and not telemetry.trusts(self.labels.destination, message):
             incoming = Context()
+            unused = unused or (_UNTRUSTED if found.reason is None else None)
         parent = incoming if telemetry.continues else telemetry.ambient_parent(current, incoming)
         if message.sent_at is not None:
             self._waited = _waited(message, self._started_at)
-        self._missing = found.reason
         self._creation, self._incoming = found.span_context, incoming
-        links = self._links(found, parent)
+        if found.reason is None:
+            creation = found.span_context
+            # The parent is nearly always what was found.
+            links = [Link(creation, _CHILD_OF) if parent is found.context else _link(creation, parent)]
+        else:
+            links = []
+            if self.expects_context:
+                self._missing = found.reason
         if current:
-            self._is_of_batch = _is_in_batch(current)
+            self._is_of_batch = _is_in_batch(current, self.labels.destination)
             _link_ambient(links, current, parent)
-        span = self._start(parent, _attributes(self.labels, message, self._waited), links)
+        attributes = _attributes(self.labels, message, self._waited)
+        if unused is not None:
+            attributes = {**attributes, semconv.CONTEXT_REASON: unused}
+        span = self._start(parent, attributes, links)
+        if self.elsewhere is not None and isinstance(span, NonRecordingSpan):
+            self.span = span = NonRecordingSpan(self.elsewhere)
         message.process_context = self.attach(_inside(current, incoming, span), current)
-        if telemetry.enriches_processes or message.describe is not None:
+        if (telemetry.enriches_processes or message.describe is not None) and not self.is_reserve:
             telemetry.enrich(span, message, "consume_hook")
 
-    def _links(self, found: propagation.Extraction, parent: Context) -> list[Link]:
-        if found.reason is not None:
-            return []
-        if parent is found.context:
-            return [Link(found.span_context, _CHILD_OF)]
-        return [_link(found.span_context, parent)]
-
-    def close(self, error: BaseException | None = None) -> None:
-        super().close(self._failure if error is None else error)
+    def confirm(self) -> None:
+        """Of a reserve: this is the span."""
+        self.telemetry.enrich(self.span, self.message, "consume_hook")
 
     def _release(self) -> None:
         self._context = self._previous = self._failure = None
@@ -523,7 +596,10 @@ class HandledAgain(CarriedContext):
                 if values is not None and not is_suppressed(current):
                     self.attach(values, current)
             return get_current_span()
-        except Exception as error:
+        except BaseException as error:
+            self.detach()  # a time limit may be raised here, and nobody closes what did not open
+            if not isinstance(error, Exception):
+                raise
             guard.fault("entering the context of a message again", error)
             return INVALID_SPAN
 
@@ -571,9 +647,15 @@ class ProcessBatch(Operation):
         telemetry = self.telemetry
         found = self._found()
         creations = [one.span_context for one in found]
-        incoming = self._incoming(creations)
+        trusted = self._are_trusted()
+        incoming = _common_context(creations) if trusted else Context()
         parent = incoming if telemetry.continues else telemetry.ambient_parent(current, incoming)
         attributes = {**self.labels.attributes, semconv.BATCH_MESSAGE_COUNT: len(self.messages)}
+        reasons = {one.reason for one in found}
+        if None not in reasons:  # of one message that has a context the span is no orphan
+            attributes[semconv.CONTEXT_REASON] = _MALFORMED if _MALFORMED in reasons else _MISSING
+        elif not trusted:
+            attributes[semconv.CONTEXT_REASON] = _UNTRUSTED
         links = _links_to(self.messages, creations, parent)
         _link_ambient(links, current, parent)
         span = self._start(parent, attributes, links)
@@ -590,17 +672,18 @@ class ProcessBatch(Operation):
         self.messages = ()
 
     def _carry(self, current: Context) -> None:
-        incoming = self._incoming([one.span_context for one in self._found()])
+        creations = [one.span_context for one in self._found()]
+        incoming = _common_context(creations) if self._are_trusted() else Context()
         self.attach(_inside(current, incoming, get_current_span(incoming)), current)
 
     def _found(self) -> list[propagation.Extraction]:
         return [propagation.read(message.headers, self.telemetry.baggage_allow) for message in self.messages]
 
-    def _incoming(self, creations: Sequence[SpanContext]) -> Context:
+    def _are_trusted(self) -> bool:
         telemetry, destination = self.telemetry, self.labels.destination
-        if telemetry.trusts_all or all(telemetry.trusts(destination, message) for message in self.messages):
-            return _common_context(creations)
-        return Context()
+        return telemetry.trusts_all or all(
+            telemetry.trusts(destination, message) for message in self.messages
+        )
 
     def _measure(self, instruments: Instruments, seconds: float, attributes: Attributes) -> None:
         instruments.process_duration.record(seconds, attributes, self._context)
@@ -752,6 +835,16 @@ def _origin(telemetry: Telemetry, labels: Labels, message: Message, current: Con
     return _Origin(parent, links, baggage or _baggage_of(current))
 
 
+def _beginning(telemetry: Telemetry, labels: Labels, message: Message) -> _Origin:
+    """Of a publish that begins a trace, whatever is current: linked to what its headers carry, whose baggage goes on if
+    it is trusted.
+    """
+    found = propagation.read(message.headers, telemetry.baggage_allow)
+    links = [Link(found.span_context)] if found.reason is None else []
+    trusted = telemetry.trusts_all or telemetry.trusts(labels.destination, message)
+    return _Origin(Context(), links, _baggage_of(found.context) if trusted else None)
+
+
 def _baggage_of(context: Context) -> Mapping[str, object]:
     members = context.get(BAGGAGE_KEY)
     return members if isinstance(members, Mapping) else {}
@@ -808,9 +901,13 @@ def _is_same(one: SpanContext, other: SpanContext) -> bool:
     return one.span_id == other.span_id and one.trace_id == other.trace_id
 
 
-def _is_in_batch(current: Context) -> bool:
+def _is_in_batch(current: Context, destination: Destination) -> bool:
+    """Whether a delivery of this destination is one of the batch that is being handled: that has counted it."""
     scope = current_scope(current)
-    return isinstance(scope, ProcessBatch) and not scope.closed
+    if not isinstance(scope, ProcessBatch) or scope.closed:
+        return False
+    of_batch = scope.labels.destination  # without a name where it is of several
+    return of_batch.system == destination.system and of_batch.name in (None, destination.name)
 
 
 # Attributes
@@ -830,7 +927,7 @@ def _attributes(labels: Labels, message: Message, waited: float | None = None) -
     if waited is not None:
         own[semconv.QUEUE_TIME] = waited
     if message.attributes is not None:
-        own.update(message.attributes)
+        return {**labels.attributes, **own, **message.attributes}
     return {**labels.attributes, **own} if own else labels.attributes
 
 
@@ -878,7 +975,8 @@ def error_type_of(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _error_of(future: Any) -> BaseException | None:
+def error_of(future: Any) -> BaseException | None:
+    """How a future that is done has failed (asyncio's or concurrent's); None where it has not."""
     if future.cancelled():
         from asyncio import CancelledError  # whoever has such a future has it
 

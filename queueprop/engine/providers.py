@@ -25,13 +25,14 @@ def kept_until_set(ask: Callable[[], Any], values: dict[str, Any], name: str) ->
 
     def provider() -> Any:
         nonlocal stand_in
-        found = values.get(name, _UNKNOWN)
-        if found is None and stand_in is not None:
+        found = values.get(name)
+        if found is not None:
+            return found
+        if stand_in is not None and name in values:
             return stand_in
-        if found is None or found is _UNKNOWN:
-            found = ask()
-            if values.get(name, _UNKNOWN) is None:
-                stand_in = found
+        found = ask()
+        if values.get(name, _UNKNOWN) is None:
+            stand_in = found
         return found
 
     return provider

@@ -119,7 +119,11 @@ class CarriedContext(AttachedContext):
         self.within = _mark(context)
 
     def open(self) -> object:
-        return self.attach({**self._values}, get_current())
+        try:
+            return self.attach({**self._values}, get_current())
+        except BaseException:  # a time limit may be raised here, and nobody closes what did not open
+            self.detach()
+            raise
 
     def close(self, error: BaseException | None = None) -> None:
         self.detach()

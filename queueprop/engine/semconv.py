@@ -37,6 +37,8 @@ QUEUE_TIME = "queueprop.message.queue_time"
 DELAY = "queueprop.message.delay"
 DELIVERY_ATTEMPT = "queueprop.message.delivery_attempt"
 REASON = "queueprop.reason"
+CONTEXT_REASON = "queueprop.context.reason"
+"""Of a process span: why it does not continue its message's context: ``missing``, ``malformed`` or ``untrusted``."""
 
 # Types of operations
 CREATE = "create"

@@ -23,7 +23,7 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from queueprop import guard
-from queueprop.engine import no_sdk, semconv
+from queueprop.engine import garbage, no_sdk, semconv
 from queueprop.engine.message import Attributes, Destination, Labels, Message, Templates, bounded
 from queueprop.engine.metrics import Instruments
 from queueprop.engine.providers import get_meter_provider, get_tracer_provider
@@ -38,6 +38,7 @@ class Telemetry:
     """How the operations of one ``Settings`` tell of themselves. Thread-safe; made once and kept."""
 
     def __init__(self, settings: Settings | None = None) -> None:
+        garbage.watch()
         self.settings = settings = settings if settings is not None else Settings()
         self.baggage_allow: Collection[str] | None = (
             None if "*" in settings.baggage_allow else frozenset(settings.baggage_allow)
@@ -72,9 +73,10 @@ class Telemetry:
         try:
             provider = self._given_tracer_provider or self._get_tracer_provider()
             if provider is not self._tracer_provider:
-                no_sdk.say_if_missing(provider)
-                self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
-                self._tracer_provider = provider
+                self._take_tracer(provider)
+            if self._tracer is None:
+                ambient = parent.get(SPAN_KEY, INVALID_SPAN)
+                return ambient if isinstance(ambient, NonRecordingSpan) else _handing_on(parent)
             span: Span = self._tracer.start_span(
                 labels.span_name, parent, labels.span_kind, attributes, links, started_at
             )
@@ -87,7 +89,19 @@ class Telemetry:
             if provider is None:
                 self._get_tracer_provider = _Later(get_tracer_provider, NoOpTracerProvider())
             guard.fault("starting a span", error, about=labels.span_name)
-        return NonRecordingSpan(span_context_of(get_current_span(parent)))
+        return _handing_on(parent)
+
+    def _take_tracer(self, provider: Any) -> None:
+        """None for as long as the API's stand-in is the global provider, whose tracer would only hand on what came in.
+
+        One that is given may have been kept from before an SDK was set: its tracers become that one's.
+        """
+        no_sdk.say_if_missing(provider)
+        if no_sdk.is_stand_in(provider) and provider is not self._given_tracer_provider:
+            self._tracer = None
+        else:
+            self._tracer = provider.get_tracer("queueprop", __version__, schema_url=semconv.SCHEMA_URL)
+        self._tracer_provider = provider
 
     def instruments(self) -> Instruments:
         """Those of the meter provider. Where it cannot make them nothing is measured, until there is another one."""
@@ -134,12 +148,23 @@ class Telemetry:
         ambient = get_current_span(current)
         return Context({**incoming, SPAN_KEY: INVALID_SPAN if _is_over(ambient) else ambient})
 
-    def write(self, message: Message, context: Context) -> None:
-        """Puts the context into the message's headers; what cannot be written to is said once, in one line."""
-        if message.headers is None:
+    def write(
+        self,
+        headers: object,
+        context: Context,
+        propagator: propagation.Configured | None = None,
+        is_free: bool = False,
+    ) -> None:
+        """Puts the context into headers, unless these are None; what cannot be written to is said once, in one line.
+
+        Args:
+            propagator: the one that is configured, where it is at hand.
+            is_free: whether the headers are known to carry no context: by ``propagator.is_free``.
+        """
+        if headers is None:
             return
         try:
-            propagation.configured().write(message.headers, context, self.baggage_allow)
+            (propagator or propagation.configured()).write(headers, context, self.baggage_allow, is_free)
         except TypeError as error:
             guard.mistake("writing the headers of a message", str(error))
         except Exception as error:
@@ -186,6 +211,11 @@ _LONGEST_TURN = 1.0
 """Seconds to wait for whoever makes instruments, which takes less than a millisecond: longer is a thread that a time
 limit interrupted there, or one that a fork left behind, and nobody waits for those.
 """
+
+
+def _handing_on(parent: Context) -> Span:
+    """A span that records nothing, and is to what goes out what its parent would be."""
+    return NonRecordingSpan(span_context_of(get_current_span(parent)))
 
 
 def _is_over(span: Span) -> bool:

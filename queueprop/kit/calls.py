@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -42,6 +43,20 @@ def hooked(function: F, hook: Hook) -> F:
         return hook(function, instance, args, kwargs)
 
     return cast(F, call)
+
+
+def beneath_partials(function: Any) -> Any:
+    """What it calls, below the arguments that are bound already."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or of what a partial calls in the end; empty where there is none."""
+    if isinstance(function, functools.partial):  # which may have been given a name of its own
+        function = beneath_partials(function)
+    return str(getattr(function, "__name__", ""))
 
 
 def hook_methods(owner: Any, hooks: Iterable[tuple[str, Hook]]) -> None:
@@ -93,6 +108,24 @@ def replaced(
     if len(args) > index:
         return (*args[:index], value, *args[index + 1 :]), kwargs
     return args, {**kwargs, name: value}
+
+
+def caller(frame: types.FrameType | None) -> types.FrameType | None:
+    """The frame that called a function with a hook around it. ``frame`` is what called the hook: it, or what is between
+    (wrapt has frames without its C extension, and so have we where nothing is patched).
+    """
+    while frame is not None and module_of(frame).startswith(("wrapt.", "queueprop.")):
+        frame = frame.f_back
+    return frame
+
+
+def module_of(frame: types.FrameType) -> str:
+    """The name of the module whose code a frame runs."""
+    return str(frame.f_globals.get("__name__", ""))
+
+
+named = tuple.__new__
+"""``named(Kind, (field, ...))``: a NamedTuple, as its class makes one, but for the call of a function in between."""
 
 
 def text(value: Any) -> str | None:

@@ -7,7 +7,6 @@ double of ``unittest.mock``), but what cannot be right is.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import reprlib
 import types
@@ -17,9 +16,15 @@ from typing import Any
 from queueprop import guard
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.message import Destination
+from queueprop.kit.calls import beneath_partials
 from queueprop.settings import Settings
 
-LIBRARIES = frozenset(("aio_pika", "aiokafka", "dramatiq", "kombu", "pika", "rq"))
+LIBRARIES = frozenset(
+    (
+        *("aio_pika", "aiokafka", "bullmq", "celery", "confluent_kafka"),
+        *("dramatiq", "faststream", "kombu", "pika", "rq"),
+    )
+)
 """The top-level modules of those that there are adapters for."""
 
 
@@ -109,12 +114,12 @@ def check_call(
     ``library`` is its module; ``takes`` is the argument by which a function of the user's hands on what carries
     the context.
     """
-    function = given
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not callable(function) or isinstance(function, type) or issubclass(type(function), _OF_C):
+    function: Any = beneath_partials(given)
+    if not callable(function) or isinstance(function, type):
         raise refused(word, form, given)
     package = library_of(function)
+    if package is None and issubclass(type(function), _OF_C):
+        raise refused(word, form, given)
     if package is not None and (
         package != library or getattr(function, "__name__", "") not in names or _is_unbound(function)
     ):
@@ -126,7 +131,12 @@ def check_call(
 def library_of(function: object) -> str | None:
     """The library that has this function, where it is one that there is an adapter for."""
     package = str(getattr(function, "__module__", "")).partition(".")[0]
-    return package if package in LIBRARIES else None
+    if package in LIBRARIES:
+        return package
+    if isinstance(function, types.BuiltinMethodType):  # it tells no module; the type of its object does
+        modules = {kind.__module__ for kind in type(function.__self__).__mro__}
+        return next((library for module, library in _EXTENSIONS.items() if module in modules), None)
+    return None
 
 
 def say(word: str, text: str, given: object) -> None:
@@ -159,7 +169,9 @@ def shown(given: object) -> str:
 _DESTINATION = 'a Destination, as in destination=queueprop.Destination("my-queue", "orders")'
 _SETTINGS = 'Settings, as in settings=queueprop.Settings(propagation="link")'
 
-# Functions of C. What is written in C and takes a publish's arguments is none of these libraries', and no function is.
+_EXTENSIONS = {"cimpl": "confluent_kafka"}  # modules of C, as their types call them
+
+# Functions of C. But for methods of the extensions above, none takes a publish's arguments.
 _OF_C = (
     types.BuiltinFunctionType,
     types.MethodWrapperType,

@@ -12,35 +12,25 @@ from queueprop.kit.kept import Kept
 
 
 class Delivery:
-    """One delivery, from where it is first seen until its message is dropped."""
+    """One delivery, from where it is first seen until its message is dropped.
 
-    __slots__ = (
-        "batch",
-        "destination",
-        "is_attached",
-        "is_counted",
-        "is_pulled",
-        "is_settled",
-        "process",
-        "source",
-        "was_looped",
-    )
+    What most deliveries do not need is a default of the class, so that making one is no call.
+    """
 
-    def __init__(self) -> None:
-        self.destination: Destination | None = None
-        self.source: Any = None
-        self.process: Process | None = None
-        """Its handling, once that has begun."""
-        self.batch: ProcessBatch | None = None
-        """Its handling together with others."""
-        self.is_pulled = False
-        """Whether a call of the user's returned it: nothing has handled it yet."""
-        self.is_attached = False
-        """Whether it was handled inside its context, by whatever word."""
-        self.is_counted = False
-        self.is_settled = False
-        self.was_looped = False
-        """Whether its span is that of a loop's step, which may be over before a worker takes it up."""
+    destination: Destination | None = None
+    source: Any = None
+    process: Process | None = None
+    """Its handling, once that has begun."""
+    batch: ProcessBatch | None = None
+    """Its handling together with others."""
+    is_pulled = False
+    """Whether a call of the user's returned it: nothing has handled it yet."""
+    is_attached = False
+    """Whether it was handled inside its context, by whatever word."""
+    is_counted = False
+    is_settled = False
+    was_looped = False
+    """Whether its span is that of a loop's step, which may be over before a worker takes it up."""
 
 
 class Deliveries:
@@ -63,14 +53,11 @@ class Deliveries:
         identity = self._identity(native)
         if identity is None:
             return Delivery()
-        delivery = self._kept.find(*identity)
-        if delivery is None:
-            delivery = Delivery()
-            try:  # noqa: SIM105, three calls less for each message
-                self._kept.put(*identity, delivery)
-            except TypeError:  # a double of somebody's tests that takes no weak reference
-                pass
-        return delivery
+        holder, key = identity
+        try:
+            return self._kept.find_or_make(holder, key, Delivery)
+        except TypeError:  # a double of somebody's tests that takes no weak reference
+            return Delivery()
 
     def drop(self, native: Any) -> None:
         """Nobody will ask for it again, although its holder lives."""

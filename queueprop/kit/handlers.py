@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import types
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
-from types import CoroutineType
+from functools import partial
 from typing import Any, TypeVar, cast
 
+from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from queueprop import guard
-from queueprop.engine.scope import Scope
-from queueprop.kit.calls import wraps
+from queueprop.engine.operations import error_of
+from queueprop.engine.scope import CarriedContext, Scope
+from queueprop.kit.calls import beneath_partials, wraps
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,11 +36,28 @@ def run_inside(handler: F, begin: Begin) -> F:
         wrapper = _async_generator(handler, begin)
     elif _is_a(inspect.isgeneratorfunction, handler):
         wrapper = _generator(handler, begin)
+        if _is_a(_is_old_coroutine, handler):
+            wrapper = types.coroutine(wrapper)
     elif _is_a(inspect.iscoroutinefunction, handler):
         wrapper = _coroutine(handler, begin)
     else:
         wrapper = _function(handler, begin)
     return cast(F, wraps(handler)(wrapper))
+
+
+def carried(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """``callback``, which a library calls from wherever it stands: inside the context that is current now."""
+    context = get_current()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        scope = CarriedContext(context)
+        scope.open()
+        try:
+            return callback(*args, **kwargs)
+        finally:
+            scope.close()
+
+    return call
 
 
 def prepared(
@@ -59,22 +78,34 @@ def prepared(
 
 def _is_a(kind: Callable[[Any], bool], handler: Any) -> bool:
     """Whether calling ``handler`` is calling a function of this kind: it, or the ``__call__`` of an object."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    handler = beneath_partials(handler)
     return kind(handler) or kind(type(handler).__call__)
+
+
+def _is_old_coroutine(function: Any) -> bool:
+    """Whether it is a generator function that ``types.coroutine`` has made awaitable."""
+    code = getattr(function, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & inspect.CO_ITERABLE_COROUTINE)
+
+
+_READING = "reading a message before its handler"
 
 
 def _begun(begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
     try:
         return begin(args, kwargs)
     except Exception as error:
-        guard.fault("reading a message before its handler", error)
+        guard.fault(_READING, error)
         return None
 
 
 def _function(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        scope = _begun(begin, args, kwargs)
+        try:
+            scope = begin(args, kwargs)
+        except Exception as error:
+            guard.fault(_READING, error)
+            scope = None
         if scope is None:
             return handler(*args, **kwargs)
         scope.open()
@@ -83,16 +114,43 @@ def _function(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         except BaseException as error:
             scope.close(error)
             raise
-        if isinstance(result, CoroutineType):
-            # A plain callable around an async handler (a lambda, a decorated one): its body comes later, or never.
+        if result is not None:
+            return _ended_with(scope, result)
+        scope.close()
+        return None
+
+    return call
+
+
+def _ended_with(scope: Scope, result: Any) -> Any:
+    """Ends the scope with what a handler has returned: at once, unless that goes on. Returns what is to be returned."""
+    try:
+        if isinstance(result, Coroutine):
+            # A plain callable around an async handler (a lambda, one that is decorated or compiled): its body comes
+            # later, or never.
             scope.detach()
             body = _awaited(scope, result)
             weakref.finalize(body, scope.close).atexit = False
             return body
-        scope.close()
-        return result
+        if _is_future(result):
+            scope.detach()
+            result.add_done_callback(partial(_end_with, scope))
+            weakref.finalize(result, scope.close).atexit = False  # one that is dropped is never done
+            return result
+    except Exception as error:  # of a proxy's class, or of a loop that is closed
+        scope.close(error if guard.is_not_ours(error) else None)
+        guard.fault("waiting for the end of a handler", error)
+    scope.close()
+    return result
 
-    return call
+
+def _is_future(result: object) -> bool:
+    """As ``asyncio.isfuture``: a task, too, and a loop's own class. Nobody waits for one of ``concurrent.futures``."""
+    return hasattr(type(result), "_asyncio_future_blocking")
+
+
+def _end_with(scope: Scope, future: Any) -> None:
+    scope.close(error_of(future))
 
 
 async def _awaited(scope: Scope, body: Coroutine[Any, Any, Any]) -> Any:
@@ -108,7 +166,11 @@ async def _awaited(scope: Scope, body: Coroutine[Any, Any, Any]) -> Any:
 
 def _coroutine(handler: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     async def call(*args: Any, **kwargs: Any) -> Any:
-        scope = _begun(begin, args, kwargs)
+        try:
+            scope = begin(args, kwargs)
+        except Exception as error:
+            guard.fault(_READING, error)
+            scope = None
         if scope is None:
             return await handler(*args, **kwargs)
         scope.open()

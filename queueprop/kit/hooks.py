@@ -28,8 +28,9 @@ from queueprop.kit.handlers import run_inside
 from queueprop.kit.iteration import AsyncMessages, Begin
 from queueprop.kit.kept import Kept
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.nesting import Mark, is_inside
+from queueprop.kit.nesting import Mark, is_inside, is_spoken_for
 from queueprop.kit.unsettled import Unsettled
+from queueprop.process import sigterm
 
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L")
@@ -37,6 +38,10 @@ L = TypeVar("L")
 
 def _always() -> bool:
     return True
+
+
+def _leaves_none_alone(via: Any) -> bool:
+    return False
 
 
 def _is_nobody_s(handler: Any) -> bool:
@@ -74,43 +79,56 @@ class Hooks:
         self.is_active = is_active
         self.settles = engine.settings.settle_spans
         self._reading = f"reading a message of {library.name}"
-        self._leaves_some_alone = is_active is not _always
+        self._writing = f"writing the headers of a publish with {library.name}"
+        self._leaves_alone = _leaves_none_alone if is_active is _always else library.leaves_alone
         self._entered: Kept[AbstractContextManager[Span]] = Kept()
 
     # Publishing
 
     def publish(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """Around a call that publishes."""
-        publication = self._publication(producer, args, kwargs, wrapped)
+        is_inner = is_inside("publish", self.library.name)
+        publication = None if is_inner else self._publication(producer, args, kwargs, wrapped)
         if publication is None:
             return wrapped(*args, **kwargs)
-        send = publication.send
         with publication.mark:
-            send.open()
+            publication.send.open()
             try:
-                args, kwargs = self._arguments(publication, args, kwargs)
+                try:
+                    args, kwargs = publication.arguments(args, kwargs)
+                except Exception as error:
+                    guard.fault(self._writing, error)
                 result = wrapped(*args, **kwargs)
             except BaseException as error:
-                send.close(error)
+                publication.fail(error)
                 raise
-        self._published(publication, result)
+        try:
+            publication.end(result)
+        except Exception as error:
+            self._failed_to_end(publication, error)
         return result
 
     async def publish_async(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
         """The same around a coroutine function."""
-        publication = self._publication(producer, args, kwargs, wrapped)
+        is_inner = is_inside("publish", self.library.name)
+        publication = None if is_inner else self._publication(producer, args, kwargs, wrapped)
         if publication is None:
             return await wrapped(*args, **kwargs)
-        send = publication.send
         with publication.mark:
-            send.open()
+            publication.send.open()
             try:
-                args, kwargs = self._arguments(publication, args, kwargs)
+                try:
+                    args, kwargs = publication.arguments(args, kwargs)
+                except Exception as error:
+                    guard.fault(self._writing, error)
                 result = await wrapped(*args, **kwargs)
             except BaseException as error:
-                send.close(error)
+                publication.fail(error)
                 raise
-        self._published(publication, result)
+        try:
+            publication.end(result)
+        except Exception as error:
+            self._failed_to_end(publication, error)
         return result
 
     def _publication(
@@ -118,7 +136,7 @@ class Hooks:
     ) -> Publication | None:
         library = self.library
         try:
-            if is_inside("publish", library.name) or self._leaves_alone(producer):
+            if self._leaves_alone(producer):
                 return None
             publication = library.publication(producer, args, kwargs, call)
             if publication is None:
@@ -132,24 +150,9 @@ class Hooks:
             guard.fault(f"preparing a publish with {library.name}", error)
             return None
 
-    def _arguments(
-        self, publication: Publication, args: Arguments, kwargs: Options
-    ) -> tuple[Arguments, Options]:
-        try:
-            return publication.arguments(args, kwargs)
-        except Exception as error:
-            guard.fault(f"writing the headers of a publish with {self.library.name}", error)
-            return args, kwargs
-
-    def _published(self, publication: Publication, result: Any) -> None:
-        try:
-            publication.end(result)
-        except Exception as error:
-            publication.send.close()
-            guard.fault(f"ending a publish with {self.library.name}", error)
-
-    def _leaves_alone(self, via: Any) -> bool:
-        return self._leaves_some_alone and self.library.leaves_alone(via)
+    def _failed_to_end(self, publication: Publication, error: Exception) -> None:
+        publication.send.close()
+        guard.fault(f"ending a publish with {self.library.name}", error)
 
     # Pulling
 
@@ -195,6 +198,8 @@ class Hooks:
 
     def _source(self, via: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source | None:
         try:
+            if self.library.loops_pull and is_inside("pull", self.library.name):
+                return None  # it is the step of a loop, at each message
             return None if self._leaves_alone(via) else self.library.source(via, args, kwargs, call)
         except Exception as error:
             guard.fault(f"preparing a pull with {self.library.name}", error)
@@ -239,6 +244,8 @@ class Hooks:
         receive.open()
         for delivery in taken:
             delivery.is_counted = not receive.closed  # else it is suppressed, and its handling may not be
+            # Of what is not traced nobody is to be told that it is not attached.
+            delivery.is_attached = receive.closed
         receive.close(error)
 
     def _taken(self, native: Any, source: Source, add: Callable[[Message], None]) -> Delivery:
@@ -247,7 +254,7 @@ class Hooks:
         add(message)
         delivery.is_pulled = True
         delivery.source = source
-        delivery.destination = library.consumed_from(native, source)
+        delivery.destination = self._consumed_from(native, source)
         if self.settles and library.settles_each:
             self.await_settlement(native, source, delivery.destination, message)
         return delivery
@@ -268,7 +275,7 @@ class Hooks:
     def callback(
         self,
         handler: F,
-        source: Callable[[Any], Source] = Source,
+        source: Source | Callable[[Any], Source] = Source,
         destination: Destination | None = None,
         wants_message: bool = False,
     ) -> F:
@@ -276,16 +283,23 @@ class Hooks:
 
         Args:
             handler: sync, async or a generator function.
-            source: makes a source of what stands beside the message among the arguments (a channel).
+            source: where all of its messages are from; or what makes a source of what stands beside the message among
+                the arguments (a channel).
             destination: instead of the one that the message tells.
             wants_message: whether a call without any is somebody's mistake.
         """
         library = self.library
+        fixed = latest = source if isinstance(source, Source) else None
 
         def begin(args: Arguments, kwargs: Options) -> Scope | None:
+            nonlocal latest
             found = library.delivery_among((*args, *kwargs.values()) if kwargs else args)
             if found is not None:
-                return self.process(found[0], source(found[1]), destination)
+                native, via = found
+                known = latest
+                if fixed is None and (known is None or known.via is not via):
+                    known = latest = source(via)  # type: ignore[operator]
+                return self.process(native, known, destination)
             if wants_message:
                 checks.say_no_message(handler, f"a {library.message_form}")
             return None
@@ -293,11 +307,15 @@ class Hooks:
         return run_inside(handler, begin)
 
     def process(
-        self, native: Any, source: Source | None = None, destination: Destination | None = None
+        self,
+        native: Any,
+        source: Source | None = None,
+        destination: Destination | None = None,
+        is_looped: bool = False,
     ) -> Process | HandledAgain | None:
         """The handling of one delivery: its CONSUMER span, or the context of the one that it has already.
 
-        None where nothing is to be traced.
+        None where nothing is to be traced. ``is_looped`` is a handling by the body of a loop.
         """
         library = self.library
         if native is None or library.is_nothing(native) or not self.is_active():
@@ -308,15 +326,31 @@ class Hooks:
         earlier = delivery.process
         if earlier is not None and earlier.is_to_join:
             return HandledAgain(earlier)
-        source = delivery.source = source or delivery.source
-        destination = destination or delivery.destination or library.consumed_from(native, source)
+        if source is None:
+            source = delivery.source
+        else:
+            delivery.source = source
+        if destination is None:
+            destination = delivery.destination or self._consumed_from(native, source)
         message = library.message(native)
-        process = self.engine.process(destination, message, is_counted=not delivery.is_counted)
-        delivery.process = process
+        delivery.process = process = self.engine.process(
+            destination, message, is_counted=not delivery.is_counted
+        )
         delivery.is_attached = True
+        delivery.was_looped = is_looped
         if self.settles:
             self.await_settlement(native, source, destination, message)
         return process
+
+    def _consumed_from(self, native: Any, source: Source | None) -> Destination:
+        library = self.library
+        route = None if source is None else library.route(native)
+        if source is None or route is None:
+            return library.consumed_from(native, source)
+        latest = source.latest
+        if latest is None or latest[0] != route:
+            latest = source.latest = route, library.consumed_from(native, source)
+        return latest[1]
 
     def registers(
         self,
@@ -336,9 +370,10 @@ class Hooks:
         def register(wrapped: Wrapped, via: Any, args: Arguments, kwargs: Options) -> Any:
             try:
                 handler = calls.given(index, name, args, kwargs)
-                if callable(handler) and not is_theirs(handler):
+                above = is_spoken_for(via, getattr(handler, "__self__", None))
+                if callable(handler) and not above and not is_theirs(handler):
                     of = (source or self.library.source)(via, args, kwargs, wrapped)
-                    traced = equal_to(handler, self.callback(handler, lambda _: of))
+                    traced = equal_to(handler, self.callback(handler, of))
                     args, kwargs = calls.replaced(index, name, traced, args, kwargs)
             except Exception as error:
                 guard.fault(f"wrapping a callback of {self.library.name}", error)
@@ -365,8 +400,17 @@ class Hooks:
         return native
 
     async def exit_async(self, wrapped: Wrapped, manager: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around its ``__aexit__``, which may settle: the span has the error of that, else that of the block."""
+        """Around its ``__aexit__``, which may settle: the span has the error of that, else that of the block.
+
+        Where SIGTERM would have killed the process, nobody settles a message that was not handled to its end: the
+        broker gives it to somebody else.
+        """
         scope = self._entered.take(manager)
+        error_of_block = calls.given(1, "exc_val", args, kwargs)
+        if error_of_block is not None and sigterm.is_ending():
+            if scope is not None:
+                scope.__exit__(type(error_of_block), error_of_block, None)
+            return None
         if scope is None:
             return await wrapped(*args, **kwargs)
         try:
@@ -374,7 +418,6 @@ class Hooks:
         except BaseException as error:
             scope.__exit__(type(error), error, None)
             raise
-        error_of_block = calls.given(1, "exc_val", args, kwargs)
         scope.__exit__(None if error_of_block is None else type(error_of_block), error_of_block, None)
         return result
 
@@ -398,14 +441,8 @@ class Hooks:
     def step(self, source: Source | None = None, destination: Destination | None = None) -> Begin:
         """What is done with each message that a loop is given: its scope."""
 
-        library = self.library
-
         def begin(given: Any) -> Scope | None:
-            native = self._native(given)
-            process = self.process(native, source, destination)
-            if isinstance(process, Process):
-                library.deliveries.of(native).was_looped = True
-            return process
+            return self.process(self._native(given), source, destination, is_looped=True)
 
         return begin
 

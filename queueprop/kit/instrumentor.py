@@ -1,14 +1,16 @@
 """What every library's instrumentor shares: patching and restoring, standing down, and who is installed.
 
-An adapter derives from ``Adapter``, names its library, and says in ``patches`` which functions it wraps with what.
+An adapter derives from ``Adapter``, names its library, and says in ``patches`` which functions it wraps with what. That
+lies in a module of its own (``on_demand.py``): what stands here takes longer to import than all else of an adapter.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import wrapt
@@ -18,13 +20,9 @@ from opentelemetry.trace import TracerProvider
 
 from queueprop import guard
 from queueprop.engine.engine import Engine, engine_for
-from queueprop.kit import checks
 from queueprop.kit.calls import Hook
-from queueprop.kit.libraries import (
-    explains_options,
-    say_what_stays,
-    settings_with,
-)
+from queueprop.kit.libraries import explains_options, say_what_stays, settings_with
+from queueprop.kit.rivals import Rivals
 from queueprop.settings import Settings, SpanHook
 
 P = ParamSpec("P")
@@ -39,70 +37,8 @@ class Patch(NamedTuple):
     wrapper: Hook
 
 
-class Rival(NamedTuple):
-    """Another instrumentation of a library."""
-
-    instrumentor: str
-    """``module:Class``"""
-
-    distribution: str
-    """What pip knows it as."""
-
-    entry_point: str | None = None
-    """What ``opentelemetry-instrument`` knows it as; None for one that programs instrument by themselves."""
-
-    @classmethod
-    def contrib(cls, module: str, instrumentor: str) -> Rival:
-        """One of OpenTelemetry's own, which are all named by the library's module."""
-        name = module.replace("_", "-")
-        return cls(
-            f"opentelemetry.instrumentation.{module}:{instrumentor}",
-            f"opentelemetry-instrumentation-{name}",
-            name,
-        )
-
-
-class Rivals:
-    """Other instrumentations of a library. Whichever was first, they keep it."""
-
-    def __init__(self, library: str, *rivals: Rival) -> None:
-        self.known = rivals
-        self.modules = tuple(rival.instrumentor.partition(":")[0] for rival in rivals)
-        self._where = f"instrumenting {library}"
-        self._looked_for = [
-            (*rival.instrumentor.split(":"), _stands_down(library, rival) + how_to_choose(library, rival))
-            for rival in rivals
-        ]
-
-    def active(self) -> bool:
-        """Whether one of them is instrumenting now. The first time, a line says how to switch it off, or ours."""
-        for module, name, text in self._looked_for:
-            instance = getattr(getattr(sys.modules.get(module), name, None), "_instance", None)
-            if instance is not None and instance.is_instrumented_by_opentelemetry:
-                guard.mistake(self._where, text)
-                return True
-        return False
-
-
-def _stands_down(library: str, rival: Rival) -> str:
-    name = rival.instrumentor.replace(":", ".")
-    return (
-        f"{name} instruments it already, so queueprop stands down, and no span of {library} is queueprop's; "
-    )
-
-
-def how_to_choose(library: str, rival: Rival) -> str:
-    """How a person gets queueprop's spans, or keeps the other's and is told no more."""
-    disable = f"disable it: {_DISABLED}={rival.entry_point}"
-    if rival.entry_point is None:
-        disable = f"do not call instrument() of its {rival.instrumentor.partition(':')[2]}"
-    return (
-        f"to have queueprop's, uninstall {rival.distribution} or {disable}; "
-        f"to keep the other's, disable queueprop's: {_DISABLED}=queueprop_{checks.module_of(library)}"
-    )
-
-
-_DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+Companions = Mapping[str, Callable[[Any], Iterable[Patch]]]
+"""Modules of other distributions, which build upon a library, and what is to be patched in each."""
 
 
 class Adapter(BaseInstrumentor):  # type: ignore[misc]
@@ -127,12 +63,20 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
     def patches(self) -> Iterable[Patch]:
         """The functions to wrap; ``self.engine`` is there already."""
 
+    def companions(self) -> Companions:
+        """What builds upon the library, and is patched where it is imported, whenever that is; never imported by us."""
+        return {}
+
     @property
     def is_active(self) -> bool:
         """Whether calls are traced: instrumented, and no other instrumentation of the library is."""
+        return self.is_on()
+
+    def is_on(self) -> bool:
+        """``is_active``, as the function that ``Hooks`` ask at each message."""
         if not self._installed:
             return False
-        for module in self.rivals.modules:  # asked at each message, and nearly nobody has one of them
+        for module in self.rivals.modules:  # nearly nobody has one of them
             if module in sys.modules:
                 return not self.rivals.active()
         return True
@@ -186,6 +130,8 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
         except BaseException:
             self._uninstrument()  # all or nothing: a version of the library that lacks one of the functions
             raise
+        for name in self.companions():
+            self._patch_when_imported(name)
         self.rivals.active()  # its warning belongs here, not behind the first message
 
     def _uninstrument(self, **options: Any) -> None:
@@ -197,14 +143,43 @@ class Adapter(BaseInstrumentor):  # type: ignore[misc]
     _installed = False
     _undo: list[Callable[[], None]]
 
+    def _patch_when_imported(self, name: str) -> None:
+        """Its import may come later, or never. What waits for it waits for good, so it is asked for once."""
+        if name in sys.modules:
+            self._patch_companion(name, sys.modules[name])
+        elif name not in self._awaited:
+            self._awaited.add(name)
+            wrapt.register_post_import_hook(functools.partial(self._patch_companion, name), name)
+
+    def _patch_companion(self, name: str, module: Any) -> None:
+        try:
+            if self._installed:
+                self._undo.extend(map(self._patch, self.companions()[name](module)))
+        except Exception as error:
+            guard.fault(f"instrumenting {name}", error)
+
+    @functools.cached_property
+    def _awaited(self) -> set[str]:
+        return set()
+
     def _patch(self, patch: Patch) -> Callable[[], None]:
         owner, name, wrapper = patch
         own = vars(owner).get(name, _INHERITED)
         original = inspect.getattr_static(owner, name) if own is _INHERITED else own
         installed = True
-        # `enabled` is asked at each call: objects made while instrumented fall silent afterwards. `installed` is of
-        # this very patch: one that was left below somebody else's stays silent when all is instrumented again.
-        ours = wrapt.FunctionWrapper(original, wrapper, enabled=lambda: installed and self.is_active)
+        rivals = self.rivals.modules
+
+        def enabled() -> bool:
+            # Asked at each call: objects made while instrumented fall silent afterwards. `installed` is of this very
+            # patch: one that was left below somebody else's stays silent when all is instrumented again.
+            if not installed:
+                return False
+            for module in rivals:
+                if module in sys.modules:
+                    return self.is_on()
+            return self._installed
+
+        ours = wrapt.FunctionWrapper(original, wrapper, enabled=enabled)
         setattr(owner, name, ours)
 
         def undo() -> None:

@@ -7,12 +7,12 @@ performed stands in a ``Performance``, which every hook below finds: ``performan
 from __future__ import annotations
 
 import copy
-import multiprocessing
+import os
+import sys
 from collections.abc import Collection
-from multiprocessing.util import Finalize, register_after_fork
 from typing import Any
 
-from opentelemetry.context import attach, get_current
+from opentelemetry.context import Context, attach, get_current
 
 from queueprop import guard
 from queueprop.engine.operations import Process
@@ -84,11 +84,34 @@ def perform(
             failure = error
             raise
         finally:
-            try:
-                performance.leave(failure)
-            finally:
-                if get_current() is not before:
-                    attach(before)
+            _leave(performance, failure, before)
+
+
+async def perform_async(
+    library: str, performance: Performance | None, wrapped: Wrapped, args: Arguments, kwargs: Options
+) -> Any:
+    """The same around a coroutine function."""
+    if performance is None:
+        return await wrapped(*args, **kwargs)
+    failure: BaseException | None = None
+    before = get_current()
+    with Mark("perform", library, work=performance):
+        try:
+            performance.begin()
+            return await wrapped(*args, **kwargs)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            _leave(performance, failure, before)
+
+
+def _leave(performance: Performance, failure: BaseException | None, before: Context) -> None:
+    try:
+        performance.leave(failure)
+    finally:
+        if get_current() is not before:
+            attach(before)
 
 
 def performance_at_hand(library: str) -> Any:
@@ -127,7 +150,43 @@ def with_carrier(options: Any, name: str, carrier: object) -> Any:
     return copied
 
 
+SCHEDULE = "schedule"
+"""Beside the context of a schedule's later jobs: the traceparent of its making."""
+
+
+def made_by(headers: dict[str, Any], carrier: Any) -> Any:
+    """The traceparent of a schedule's making, which its next job is linked to, however many there were between.
+
+    It replaces that of the job before in ``headers``, which are the next one's. ``carrier`` is what the job before came
+    with. None where it came with nothing.
+    """
+    made = carrier_in(carrier, SCHEDULE) or carrier_in(carrier, _TRACEPARENT)
+    if made is not None:
+        headers[_TRACEPARENT] = made
+    return made
+
+
+_TRACEPARENT = "traceparent"
+
+
 # Worker processes
+
+
+AUTO_INSTRUMENTATION = "opentelemetry.instrumentation.auto_instrumentation"
+
+
+def lead_to_launcher() -> None:
+    """Before workers are spawned, which are programs that ``opentelemetry-instrument`` shall find as well: until 0.65
+    it takes itself out of PYTHONPATH. Nothing where this program was not started by it.
+    """
+    file = getattr(sys.modules.get(AUTO_INSTRUMENTATION), "__file__", None)
+    if file is None:
+        return
+    launcher = os.path.dirname(file)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if launcher not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [launcher, *paths]))
+    os.environ.update(guard.environment())
 
 
 class Children:
@@ -137,11 +196,17 @@ class Children:
     """
 
     def __init__(self, timeout: float) -> None:
+        # Here, where a worker is set up: a program that only publishes has no need of it.
+        import multiprocessing
+        from multiprocessing.util import register_after_fork
+
         self._timeout = timeout
         register_after_fork(self, Children._begin)
         if multiprocessing.parent_process() is not None:
             self._begin()
 
     def _begin(self) -> None:
+        from multiprocessing.util import Finalize
+
         # Behind the finalizers of others, which may end spans.
         Finalize(None, flush, (self._timeout,), exitpriority=-900)

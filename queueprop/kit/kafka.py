@@ -19,9 +19,13 @@ OFFSET = "messaging.kafka.offset"
 
 def key_attributes(key: Any) -> dict[str, AttributeValue]:
     """The key as text, where there is one way to write it, and what of it an attribute has room for; else nothing."""
-    if not isinstance(key, (bytes, bytearray, memoryview, str, int, UUID)):
+    if key is None:
         return {}
     try:
+        if type(key) is bytes:
+            return {KEY: bounded(key.decode())}
+        if not isinstance(key, (bytes, bytearray, memoryview, str, int, UUID)):
+            return {}
         text = str(key) if isinstance(key, (str, int, UUID)) else bytes(key).decode()
     except ValueError:  # no UTF-8, or a number of more digits than Python likes to print
         return {}
@@ -63,6 +67,15 @@ def destination_of_all(
     partition = places[0][1] if len(set(places)) == 1 else None
     group = group if isinstance(group, str) else None
     return destination(topic, partition, group, client_id, host, port)
+
+
+def told_to(client: Any) -> tuple[str | None, str | None, int | None]:
+    """The id of a client of aiokafka's, and host and port of the first server that it was told."""
+    servers = getattr(client, "_bootstrap_servers", None)
+    first = servers if isinstance(servers, str) or not servers else next(iter(servers))
+    host, port = address(first if isinstance(first, str) else "")
+    client_id = getattr(client, "_client_id", None)
+    return client_id if isinstance(client_id, str) else None, host, port
 
 
 @lru_cache(maxsize=256)

@@ -29,7 +29,11 @@ R = TypeVar("R")
 ADAPTERS = {
     "aio-pika": "queueprop.adapters.aio_pika:AioPikaInstrumentor",
     "aiokafka": "queueprop.adapters.aiokafka:AIOKafkaInstrumentor",
+    "bullmq": "queueprop.adapters.bullmq:BullMQInstrumentor",
+    "celery": "queueprop.adapters.celery:CeleryInstrumentor",
+    "confluent-kafka": "queueprop.adapters.confluent_kafka:ConfluentKafkaInstrumentor",
     "dramatiq": "queueprop.adapters.dramatiq:DramatiqInstrumentor",
+    "faststream": "queueprop.adapters.faststream:FastStreamInstrumentor",
     "kombu": "queueprop.adapters.kombu:KombuInstrumentor",
     "pika": "queueprop.adapters.pika:PikaInstrumentor",
     "rq": "queueprop.adapters.rq:RQInstrumentor",
@@ -70,7 +74,8 @@ def instrument(
     ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_rq,queueprop_pika``.
 
     Args:
-        libraries: ``aio-pika``, ``aiokafka``, ``dramatiq``, ``kombu``, ``pika``, ``rq``.
+        libraries: ``aio-pika``, ``aiokafka``, ``bullmq``, ``celery``, ``confluent-kafka``, ``dramatiq``,
+            ``faststream``, ``kombu``, ``pika``, ``rq``.
         settings: instead of those of the environment.
         tracer_provider, meter_provider, publish_hook, consume_hook: instead of those of ``settings``.
 
@@ -183,7 +188,26 @@ def _load(library: str, word: str) -> Instrumentor:
         raise checks.refused(word, f'names of libraries, as in queueprop.{word}("rq", "pika")', library)
     path = ADAPTERS.get(library) or ADAPTERS.get(library.replace("_", "-"))  # as pip, which takes both
     if path is None:
-        raise ValueError(f"queueprop has no adapter for {library!r}; it has: {', '.join(ADAPTERS)}")
+        raise ValueError(
+            f"queueprop has no adapter for {library!r}; {_meant(library)}it has: {', '.join(ADAPTERS)}"
+        )
     module, name = path.split(":")
     adapter: Instrumentor = getattr(importlib.import_module(module), name)()
     return adapter
+
+
+def _meant(library: str) -> str:
+    """What somebody may have meant by a name that is none: a typo, or the broker behind the library."""
+    name = library.strip().lower().replace("_", "-")
+    if clients := _CLIENTS.get(name):
+        return f"that is a broker, instrument its client ({' or '.join(clients)}); "
+    near = difflib.get_close_matches(name, ADAPTERS, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+_CLIENTS = {
+    "amqp": ("pika", "aio-pika", "kombu"),
+    "kafka": ("aiokafka", "confluent-kafka"),
+    "rabbitmq": ("pika", "aio-pika", "kombu"),
+    "redis": ("rq", "celery", "dramatiq", "bullmq", "kombu"),
+}

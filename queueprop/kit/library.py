@@ -18,7 +18,7 @@ from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.deliveries import Deliveries
 from queueprop.kit.iteration import Begin
 from queueprop.kit.kept import Kept
-from queueprop.kit.nesting import Mark
+from queueprop.kit.nesting import Mark, is_spoken_for
 from queueprop.kit.unsettled import Unsettled
 
 
@@ -67,6 +67,12 @@ class Library(ABC):
         """Where a message was delivered or pulled from; ``native`` is None where a pull call raised."""
 
     # What may be said
+
+    def route(self, native: Any) -> tuple[object, ...] | None:
+        """What of a delivery ``consumed_from`` looks at; asked first, so that it is asked again only where this differs
+        from that of the delivery before, of the same source. None: it is asked each time.
+        """
+        return None
 
     def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
         """The message among a handler's arguments, and the channel or consumer beside it (or None)."""
@@ -121,8 +127,8 @@ class Library(ABC):
         return f"handle it inside `with traced_message(message):` of queueprop.adapters.{checks.module_of(self.name)}"
 
     def leaves_alone(self, via: Any) -> bool:
-        """Whether somebody else traces what goes through this channel or consumer."""
-        return False
+        """Whether somebody else traces what goes through this channel or consumer: a layer above."""
+        return is_spoken_for(via)
 
     def settlement_of(self, native: Any, source: Source | None) -> tuple[Any, Hashable] | None:
         """Under which holder and key its settlement finds a delivery: its channel and tag, its consumer and partition.
@@ -146,6 +152,7 @@ class Publication:
     """
 
     operation = "publish"
+    about: object = None
     send: Send
     mark: Mark
 
@@ -154,7 +161,8 @@ class Publication:
     ) -> None:
         self.destination = destination
         self.message = message
-        self.about = about
+        if about is not None:
+            self.about = about
 
     def begin(self, engine: Engine) -> Send:
         """The operation. (``engine.send`` is overloaded for one and for several.)"""
@@ -163,6 +171,10 @@ class Publication:
     def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
         """The call's arguments, now that the context is in the headers."""
         return args, kwargs
+
+    def fail(self, error: BaseException) -> None:
+        """The call has raised. What overrides this raises nothing, and calls it."""
+        self.send.close(error)
 
     def end(self, result: Any) -> None:
         """The call has returned ``result``. Where that is no answer yet (a future, a batch that waits): override."""
@@ -180,7 +192,10 @@ class Source:
         about: which pull call it is, by identity, where the library may pull another one inside it.
     """
 
-    __slots__ = ("_via", "about", "gives_several", "name", "needs_no_settlement")
+    __slots__ = ("_via", "about", "gives_several", "latest", "name", "needs_no_settlement")
+
+    latest: tuple[tuple[object, ...], Destination] | None
+    """The route of the latest delivery, and its destination; see ``Library.route``."""
 
     def __init__(
         self,
@@ -194,6 +209,7 @@ class Source:
         self.needs_no_settlement = needs_no_settlement
         self.gives_several = gives_several
         self.about = about
+        self.latest = None
         self._via: Callable[[], Any] | None = None
         if via is None:
             return

@@ -150,27 +150,31 @@ class TablePublication(Publication):
     def __init__(
         self, destination: Destination, message: Message, given: Any, outgoing: Any, argument: tuple[int, str]
     ) -> None:
-        super().__init__(destination, message)
+        self.destination = destination
+        self.message = message
         self._headers: Any = message.headers
         self._given = given
         self._argument = argument
         self.outgoing = outgoing
 
     def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
-        if self._headers is None or not is_altered(self._headers, self._given):
+        headers = self._headers
+        if headers is None or not is_altered(headers, self._given):
             return args, kwargs
-        self.outgoing.headers = fitted(
-            self._headers,
-            lambda: dict(self._given),
-            self._fits,
-            f"publishing with {self.library}",
-            self.destination.name,
-        )
+        if not surely_fits(headers, _LEAST_FRAME) and not surely_fits(headers, self.frame_max()):
+            headers = self._fitted()
+        self.outgoing.headers = headers
         return calls.replaced(*self._argument, self.outgoing, args, kwargs)
 
-    def _fits(self, headers: dict[Any, Any]) -> bool:
-        self.outgoing.headers = headers
-        return fits_a_frame(headers, self.frame_max(), self.encoded)
+    def _fitted(self) -> dict[Any, Any]:
+        frame_max = self.frame_max()
+
+        def fits(headers: dict[Any, Any]) -> bool:
+            self.outgoing.headers = headers
+            return surely_fits(headers, frame_max) or fits_a_frame(frame_max, self.encoded)
+
+        where = f"publishing with {self.library}"
+        return fitted(self._headers, lambda: dict(self._given), fits, where, self.destination.name)
 
     @abstractmethod
     def frame_max(self) -> int:
@@ -181,17 +185,47 @@ class TablePublication(Publication):
         """The length in bytes of the encoded properties of what goes out."""
 
 
-def fits_a_frame(headers: Mapping[Any, Any], frame_max: int, encode: Callable[[], int]) -> bool:
-    """Whether properties with these headers keep to the size of a frame; else the broker would close the connection.
+def surely_fits(headers: Mapping[Any, Any], frame_max: int) -> bool:
+    """Whether properties with these headers are within the size of a frame, by far: told without encoding them.
 
     Args:
         headers: as they would go out.
         frame_max: in bytes, as client and broker have agreed; 0 where there is no limit, or none is known.
-        encode: the length in bytes of the encoded properties. Asked only where they may be near the limit; where it
-            raises, the library is about to say what is wrong with them.
     """
-    if not isinstance(frame_max, int) or not frame_max or _at_most(headers) < frame_max:
+    if not isinstance(frame_max, int) or not frame_max:
         return True
+    characters = 0
+    for name, value in headers.items():
+        if type(name) is str and type(value) is str:  # as nearly all are
+            characters += len(name) + len(value)
+            continue
+        if not isinstance(name, (str, bytes)):
+            return False
+        characters += len(name)
+        if isinstance(value, (str, bytes)):
+            characters += len(value)
+        elif _is_small(value):
+            characters += 4 * len(value)
+        elif value is not None and not isinstance(value, int):
+            return False  # tables may be nested
+    return OTHER_PROPERTIES + 4 * characters + 16 * len(headers) < frame_max
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is an empty table, or a list of numbers: each Celery message has one of both."""
+    if type(value) is dict:
+        return not value
+    return type(value) is list and all(it is None or type(it) is int for it in value)
+
+
+def fits_a_frame(frame_max: int, encode: Callable[[], int]) -> bool:
+    """Whether properties keep to the size of a frame; else the broker would close the connection.
+
+    Args:
+        frame_max: as for ``surely_fits``.
+        encode: the length in bytes of the encoded properties. Where it raises, the library is about to say what is
+            wrong with them.
+    """
     try:
         return encode() + _AROUND_PROPERTIES <= frame_max
     except Exception as error:
@@ -200,22 +234,10 @@ def fits_a_frame(headers: Mapping[Any, Any], frame_max: int, encode: Callable[[]
         return True
 
 
-def _at_most(headers: Mapping[Any, Any]) -> int:
-    """An upper bound of the encoded size, which costs next to nothing; beyond every limit where tables are nested."""
-    size = _OTHER_PROPERTIES
-    for name, value in headers.items():
-        if not isinstance(name, (str, bytes)):
-            return _UNKNOWN
-        if isinstance(value, (str, bytes)):
-            size += 4 * (len(name) + len(value)) + 16
-        else:
-            size += 4 * len(name) + (16 if value is None or isinstance(value, int) else _UNKNOWN)
-    return size
-
-
 _AROUND_PROPERTIES = 20  # bytes of their frame
-_OTHER_PROPERTIES = 13 * 256
-_UNKNOWN = 1 << 40
+_LEAST_FRAME = 4096  # bytes that every client and broker have to agree to; most tables are within them
+OTHER_PROPERTIES = 13 * 256
+"""As many bytes as the other basic properties have at most, encoded."""
 
 
 def _name(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
@@ -60,7 +59,7 @@ class Words:
     def consumer(
         self,
         handler: F | None,
-        source: Callable[[Any], Source],
+        source: Source | Callable[[Any], Source],
         destination: Destination | None,
         settings: Settings | None,
     ) -> F | Callable[[F], F]:
@@ -142,8 +141,7 @@ class Words:
         return hooks, known
 
     def _is_async(self, function: Any) -> bool:
-        while isinstance(function, functools.partial):
-            function = function.func
+        function = calls.beneath_partials(function)
         if not isinstance(getattr(function, "__code__", None), types.CodeType):
             return self._library.is_async  # a double of unittest.mock says of itself whatever it is asked
         return self._library.is_async or inspect.iscoroutinefunction(function)

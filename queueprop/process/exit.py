@@ -43,13 +43,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
+from multiprocessing.process import parent_process
 from multiprocessing.util import Finalize, register_after_fork
 from types import BuiltinFunctionType, FrameType
 from typing import Any, Generic, Literal, TypeVar
 
 from queueprop import guard
+from queueprop.process import sigterm
 from queueprop.process.flush import Task, last_in_vain, make_hub, wait_until
-from queueprop.process.sigterm import stand_in_for_default
 from queueprop.process.wakeup import Wakeup
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -109,8 +110,10 @@ class HandOver:
         handler = self.on_sigterm
         if native := _native_start():
             self._wakeup.install(native, handler)
-        stand_in_for_default(handler)
-        atexit.register(self.at_exit)
+        sigterm.stand_in_for_default(handler)
+        if parent_process() is None:
+            atexit.register(self.at_exit)
+        # Else the finalizer does it, behind those of others: from Python 3.13 on exit hooks are before all of these.
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 before=self._before_fork,
@@ -125,6 +128,10 @@ class HandOver:
         """Runs it, after those before it, in a thread of the kind that there was when this was made."""
         self._tasks.put(task)
         self._start("work")
+
+    def is_given_up(self) -> bool:
+        """Whether the last spans of this process were waited for in vain."""
+        return self._given_up
 
     def at_exit(self) -> None:
         """The exit hook: waits until the spans are handed over, but not longer than the timeout."""
@@ -147,6 +154,7 @@ class HandOver:
             self._request("again")
             return
         self._terminated = True
+        sigterm.begin_end()
         self._begin(time.monotonic())
         make_hub()
         ends_already = self._reached or _past_the_program(frame)
@@ -201,6 +209,9 @@ class HandOver:
         self._timeout, self._is_child = self._child_timeout, True
         self._terminated = False
         self._renew()
+        if parent_process() is not None:
+            # That has only a finalizer, which is its own. (multiprocessing itself clears the hooks of what it forks.)
+            atexit.register(self.at_exit)
         # As they are now, for a thread of ours: a native one that waits in a greenlet's hub crashes an interpreter that
         # ends, and the child may be patched later.
         self._sleep = time.sleep
@@ -300,7 +311,8 @@ class HandOver:
             return
         guard.log(
             logging.DEBUG if self._is_brief else logging.WARNING,
-            "%g s were not enough to hand over the last spans; they are lost (is the Collector there?)",
+            "queueprop, handing over the last spans: %g s were not enough, and they are lost; is the Collector at "
+            "OTEL_EXPORTER_OTLP_ENDPOINT there? If it only needs longer: configure_tracing(exit_timeout=...)",
             _BRIEFLY if self._is_brief else self._timeout,
         )
         self._told = True

@@ -39,8 +39,10 @@ def flush(timeout: float | None = None) -> bool:
     Returns whether everything was handed over in time. What the providers raise is not raised here; an
     exception that a signal handler raises meanwhile (a time limit, Ctrl-C) goes through. In an exit hook, on
     Python 3.12 and later, no thread can be started any more and the answer is False; the providers' own
-    hooks flush there.
+    hooks flush there. False at once, too, where the end of the process has waited in vain already.
     """
+    if is_given_up():
+        return False
     seconds = min(Settings().flush_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
     began = time.monotonic()
     answers: list[bool] = []
@@ -48,7 +50,7 @@ def flush(timeout: float | None = None) -> bool:
         make_hub()
         for provider, run in (
             (trace.get_tracer_provider, run_for_spans),
-            (metrics.get_meter_provider, beside),
+            (metrics.get_meter_provider, run_for_metrics),
         ):
             run(partial(_flush_provider, provider, int(seconds * 1000), answers))
         in_time = wait_until(lambda: len(answers) == 2, began + seconds)
@@ -73,6 +75,17 @@ run_for_spans: Callable[[Task], None] = beside
 """Where the spans' provider is asked. A lock of the SDK is a native one or a greenlet's, as it was made before gevent's
 or eventlet's patching or after: who has set up the provider may know a thread of the same kind.
 """
+
+run_for_metrics: Callable[[Task], None] = beside
+"""The same for the meter provider."""
+
+
+def _never() -> bool:
+    return False
+
+
+is_given_up: Callable[[], bool] = _never
+"""Whether the last hand-over of this process was waited for in vain: what comes after it at the end would be, too."""
 
 
 def wait_until(

@@ -10,12 +10,11 @@ Not seen is a default that is set past the module's attribute: by ``from signal 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
-
-import wrapt
 
 from queueprop import guard
 
@@ -28,6 +27,8 @@ def stand_in_for_default(handler: Handler) -> None:
 
     In another than the main thread no handler can be set: there it begins with the next default that is.
     """
+    import wrapt  # here: every adapter asks ``is_ending``, and few processes come this far
+
     stand_in = _StandIn(handler)
     setattr(signal, "signal", wrapt.FunctionWrapper(signal.signal, stand_in.signal))  # noqa: B010
     setattr(signal, "getsignal", wrapt.FunctionWrapper(signal.getsignal, stand_in.getsignal))  # noqa: B010
@@ -37,6 +38,20 @@ def stand_in_for_default(handler: Handler) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except ValueError:
         guard.log(logging.DEBUG, "configured outside the main thread: SIGTERM is left as it is")
+
+
+def begin_end() -> None:
+    """Called by that handler once it lets the process end."""
+    global _ends_in
+    _ends_in = os.getpid()
+
+
+def is_ending() -> bool:
+    """Whether this process ends in order only because there is that handler: by default it would be dead by now."""
+    return _ends_in == os.getpid()
+
+
+_ends_in = 0
 
 
 class _StandIn:

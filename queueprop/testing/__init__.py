@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
+    from queueprop.testing._forks import ForksFile
+
 __all__ = ["CapturedSpans", "MissingSDK", "assert_no_orphans", "capture_spans", "orphans", "render_tree"]
 
 AnySpan = TypeVar("AnySpan", bound=SpanLike)
@@ -40,8 +44,9 @@ class MissingSDK(ImportError):
 class CapturedSpans(Sequence["ReadableSpan"]):
     """The spans that ended while a capture was open, in the order of their end.
 
-    It grows until the capture ends, and holds what an exporter would have got: spans of every thread, of this
-    process alone (not of its forks), and none that was sampled out.
+    It grows until the capture ends, and holds what an exporter would have got: spans of every thread, of the
+    children that this process forks meanwhile (RQ's work horses), and none that was sampled out. Programs that it
+    starts are another matter: those hold their spans themselves.
     """
 
     tracer_provider: TracerProvider
@@ -52,6 +57,7 @@ class CapturedSpans(Sequence["ReadableSpan"]):
         self._spans: list[ReadableSpan] = []
         self._changed = threading.Condition()
         self._pid = os.getpid()
+        self._forks: ForksFile | None = None
 
     def named(self, name: str) -> list[ReadableSpan]:
         """The spans of exactly this name."""
@@ -77,18 +83,28 @@ class CapturedSpans(Sequence["ReadableSpan"]):
         Returns at once when they are there. Raises TimeoutError, with the tree of what did come, after
         `timeout` seconds.
         """
+        ends_at = time.monotonic() + timeout
         with self._changed:
-            if self._changed.wait_for(lambda: len(self._matching(name, kind)) >= count, timeout):
-                return self._matching(name, kind)
+            while True:
+                found = self._matching(name, kind)
+                left = ends_at - time.monotonic()
+                if len(found) >= count:
+                    return found
+                if left <= 0:
+                    break
+                # A span of this process wakes it; a child cannot.
+                self._changed.wait(min(left, _LOOK_EVERY))
         wanted = (
             ("" if kind is None else f"{kind.name} ") + "spans" + ("" if name is None else f" named {name!r}")
         )
-        came = len(self._matching(name, kind))
-        raise TimeoutError(f"waited {timeout:g} s for {count} {wanted} to end, {came} did\n\n{self.tree()}")
+        raise TimeoutError(
+            f"waited {timeout:g} s for {count} {wanted} to end, {len(found)} did\n\n{self.tree()}"
+        )
 
     def clear(self) -> None:
         """Forgets the spans captured so far; the capture goes on."""
         with self._changed:
+            self._take_from_forks()
             self._spans.clear()
 
     @overload
@@ -96,10 +112,10 @@ class CapturedSpans(Sequence["ReadableSpan"]):
     @overload
     def __getitem__(self, index: slice) -> list[ReadableSpan]: ...
     def __getitem__(self, index: int | slice) -> ReadableSpan | list[ReadableSpan]:
-        return self._spans[index]
+        return self._snapshot()[index]
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._snapshot())
 
     def __repr__(self) -> str:
         names = [f"{span.kind.name} {span.name}" for span in self._snapshot()]
@@ -113,11 +129,20 @@ class CapturedSpans(Sequence["ReadableSpan"]):
         ]
 
     def _snapshot(self) -> list[ReadableSpan]:
-        return self._spans.copy()
+        with self._changed:
+            self._take_from_forks()
+            return self._spans.copy()
+
+    def _take_from_forks(self) -> None:
+        if self._forks is not None and os.getpid() == self._pid:
+            for span in self._forks.new():
+                insort(self._spans, span, key=_end)
 
     def _add(self, span: ReadableSpan) -> None:
         # A forked child may have inherited the lock in the hands of a thread that it has not.
         if os.getpid() != self._pid:
+            if self._forks is not None:
+                self._forks.append(span)
             return
         with self._changed:
             self._spans.append(span)
@@ -139,8 +164,10 @@ def capture_spans(tracer_provider: TracerProvider | None = None) -> Iterator[Cap
     capture = _import_capture()
     provider = capture.global_provider() if tracer_provider is None else tracer_provider
     spans = CapturedSpans(provider)
-    with capture.recorder_of(provider).recording(spans._add):
-        yield spans
+    with closing(capture.ForksFile()) as spans._forks:
+        with capture.recorder_of(provider).recording(spans._add):
+            yield spans
+        len(spans)  # takes what is left of the children's
 
 
 def orphans(spans: Iterable[AnySpan]) -> list[AnySpan]:
@@ -190,6 +217,14 @@ def assert_no_orphans(
     else:
         return
     raise AssertionError(f"{problem}\n\n{render_tree(records)}")
+
+
+_LOOK_EVERY = 0.05
+"""Seconds between two looks for spans of forked children."""
+
+
+def _end(span: ReadableSpan) -> int:
+    return span.end_time or 0
 
 
 class _Orphan(NamedTuple):

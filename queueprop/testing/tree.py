@@ -139,12 +139,15 @@ class SpanRecord:
         return get("service.name"), get("service.instance.id"), get("process.pid")
 
 
-def render_tree(spans: Iterable[SpanLike], *, timeline: int = 0) -> str:
+def render_tree(
+    spans: Iterable[SpanLike], *, timeline: int = 0, notes: Mapping[tuple[str, str], str] | None = None
+) -> str:
     """Draws every trace as a tree: kind, name, service and process, offset, duration, status, and links.
 
     Traces, and the children of a span, are in the order of their start. A parent that is not among the
     spans is named, so that a broken trace is not taken for a root. `timeline` is the width in characters
-    of a bar that shows when each span ran within its trace; 0 leaves it out.
+    of a bar that shows when each span ran within its trace; 0 leaves it out. `notes` has a line for the spans
+    with these keys (trace id and span id), which stands below them.
     """
     records = sorted(map(SpanRecord.of, spans), key=lambda record: record.start_ns)
     if not records:
@@ -153,7 +156,9 @@ def render_tree(spans: Iterable[SpanLike], *, timeline: int = 0) -> str:
     traces: dict[str, list[SpanRecord]] = {}
     for record in records:
         traces.setdefault(record.trace_id, []).append(record)
-    lines = [line for trace in traces.values() for line in _Trace(trace, by_key, timeline).lines()]
+    lines = [
+        line for trace in traces.values() for line in _Trace(trace, by_key, timeline, notes or {}).lines()
+    ]
     return "\n".join(_aligned(lines))
 
 
@@ -186,11 +191,16 @@ class _Trace:
     """The drawing of one trace. Records are in the order of their start."""
 
     def __init__(
-        self, records: Sequence[SpanRecord], by_key: Mapping[tuple[str, str], SpanRecord], timeline: int
+        self,
+        records: Sequence[SpanRecord],
+        by_key: Mapping[tuple[str, str], SpanRecord],
+        timeline: int,
+        notes: Mapping[tuple[str, str], str],
     ) -> None:
         self._records = records
         self._by_key = by_key
         self._timeline = timeline
+        self._notes = notes
         self._start = records[0].start_ns
         self._end = max(record.end_ns or record.start_ns for record in records)
         self._children: dict[str, list[SpanRecord]] = {}
@@ -223,6 +233,8 @@ class _Trace:
         yield _Line(f"{first}{record.kind} {_printable(record.name)}", self._cells(record))
         # Taken out, so that neither a span that came twice nor a circle draws its children again.
         children = self._children.pop(record.span_id, [])
+        if record.key in self._notes:
+            yield _Line(f"{indent}{'│' if children else ' '} {_printable(self._notes[record.key])}")
         for link in record.links:
             yield _Line(f"{indent}{'│' if children else ' '} ↳ link to {self._linked(record, link)}")
         if children:
@@ -270,19 +282,20 @@ def _aligned(lines: Sequence[_Line]) -> Iterable[str]:
 
 
 def _process_label(record: SpanRecord) -> str:
-    service, pid = record.resource.get("service.name", ""), record.resource.get("process.pid")
+    service, pid = str(record.resource.get("service.name", "")), record.resource.get("process.pid")
     if service.startswith("unknown_service"):  # what the SDK writes when nobody named it
         service = ""
     if pid is None:
         return _printable(service)
-    return f"{_printable(service)} (pid {pid})" if service else f"pid {pid}"
+    number = _printable(str(pid))
+    return f"{_printable(service)} (pid {number})" if service else f"pid {number}"
 
 
 def _status(record: SpanRecord) -> str:
     if record.status != "ERROR":
         return record.status.lower()
     what = _printable(record.status_description)
-    error_type = str(record.attributes.get("error.type", ""))
+    error_type = _printable(str(record.attributes.get("error.type", "")))
     if error_type and not what.startswith(error_type.rpartition(".")[2]):
         what = f"{error_type}: {what}" if what else error_type
     return f"ERROR {what}".rstrip()

@@ -35,7 +35,11 @@ def read_all(headers: object, names: Names) -> dict[str, list[object]]:
     """
     found: dict[str, list[object]] = {}
     try:
-        pairs = headers.items() if type(headers) is dict else _pairs(headers)
+        kind = type(headers)
+        if kind is dict:
+            pairs: Any = headers.items()  # type: ignore[attr-defined]
+        else:
+            pairs = headers if kind is list or kind is tuple else _pairs(headers)
         for key, value in _candidates(pairs, _lengths(names)):
             name = key.lower() if type(key) is str else _lowercase(key)
             if name is None or name not in names:
@@ -61,12 +65,10 @@ def is_free_of(headers: object, names: Names) -> bool:
         return True
     if type(headers) is list:
         for pair in headers:
-            if (
-                type(pair) is not tuple
-                or len(pair) != 2
-                or type(pair[0]) is not str
-                or len(pair[0]) in lengths
-            ):
+            if type(pair) is not tuple or len(pair) != 2:
+                return False
+            name, _ = pair
+            if type(name) is not str or len(name) in lengths:
                 return False
         return True
     return False

@@ -97,10 +97,10 @@ def read(headers: object, allow: Collection[str] | None = None) -> Extraction:
         return Extraction(Context(), INVALID_SPAN_CONTEXT, "malformed")
 
 
-def is_free(headers: object) -> bool:
-    """Whether headers surely carry no context. False where only ``read`` can tell."""
-    names = configured().names
-    return names is not None and is_free_of(headers, names)
+def broken() -> dict[str, None]:
+    """Headers that read as malformed: for a message that has something else where its headers should be."""
+    decided = configured()
+    return dict.fromkeys(decided.names if isinstance(decided, _W3C) else decided.fields)
 
 
 def write(headers: Any, context: Context, allow: Collection[str] | None = None) -> None:
@@ -126,11 +126,18 @@ class _W3C:
         self._baggage = baggage
         self.names = (_TRACEPARENT, _TRACESTATE) * trace + (_BAGGAGE,) * baggage
 
+    def is_free(self, headers: object) -> bool:
+        """Whether headers surely carry no context. False where only ``read`` can tell."""
+        return is_free_of(headers, self.names)
+
     def read(self, headers: object, allow: Collection[str] | None) -> Extraction:
         found = read_all(headers, self.names)
         if not found:
             return Extraction(Context(), INVALID_SPAN_CONTEXT, "missing")
-        span_context = w3c.parse_traceparent(found[_TRACEPARENT]) if _TRACEPARENT in found else None
+        traceparent = found.get(_TRACEPARENT)
+        span_context = w3c.parse_traceparent(traceparent) if traceparent is not None else None
+        if span_context is not None and len(found) == 1:
+            return Extraction(Context({SPAN_KEY: NonRecordingSpan(span_context)}), span_context, None)
         values: dict[str, object] = {}
         if span_context is not None:
             if _TRACESTATE in found:
@@ -145,12 +152,14 @@ class _W3C:
         if span_context is not None:
             return Extraction(Context(values), span_context, None)
         return Extraction(
-            Context(values), INVALID_SPAN_CONTEXT, "malformed" if _TRACEPARENT in found else "missing"
+            Context(values), INVALID_SPAN_CONTEXT, "missing" if traceparent is None else "malformed"
         )
 
-    def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
+    def write(
+        self, headers: Any, context: Context, allow: Collection[str] | None, is_free: bool = False
+    ) -> None:
         # Most messages come with a dict that has no context yet, and then that is what is filled.
-        is_direct = type(headers) is dict and (not headers or is_free_of(headers, self.names))
+        is_direct = type(headers) is dict and (is_free or not headers or is_free_of(headers, self.names))
         values: dict[str, str] = headers if is_direct else {}
         try:
             span = context.get(SPAN_KEY)
@@ -172,10 +181,12 @@ class _Other:
 
     def __init__(self, propagator: TextMapPropagator) -> None:
         self.propagator = propagator
-        self.names = None  # it may look for others than it says
-        self._fields = _fields(propagator)
+        self.fields = _fields(propagator)
         # Baggage or a tracestate alone is no broken trace context.
-        self._trace_fields = tuple(name for name in self._fields if name not in (_BAGGAGE, _TRACESTATE))
+        self._trace_fields = tuple(name for name in self.fields if name not in (_BAGGAGE, _TRACESTATE))
+
+    def is_free(self, headers: object) -> bool:
+        return False  # it may look for others than it says
 
     def read(self, headers: object, allow: Collection[str] | None) -> Extraction:
         try:
@@ -197,7 +208,9 @@ class _Other:
         reason: Reason = "malformed" if read_all(headers, self._trace_fields) else "missing"
         return Extraction(context, INVALID_SPAN_CONTEXT, reason)
 
-    def write(self, headers: Any, context: Context, allow: Collection[str] | None) -> None:
+    def write(
+        self, headers: Any, context: Context, allow: Collection[str] | None, is_free: bool = False
+    ) -> None:
         values: dict[str, str] = {}
         try:
             if allow is not None:
@@ -206,7 +219,7 @@ class _Other:
         except Exception as error:
             guard.fault(f"writing the context of a message with {_class_name(self.propagator)}", error)
             values = {}
-        names = (*self._fields, *(name.lower() for name in values))
+        names = (*self.fields, *(name.lower() for name in values))
         replace(headers, names, values)
 
 
@@ -239,14 +252,16 @@ class _TextSetter(Setter[dict[str, str]]):
         carrier[str(key)] = str(value)
 
 
+Configured = _W3C | _Other
+
 _GETTER = _HeaderGetter()
 _SETTER = _TextSetter()
 
 # What was decided for the propagator that is configured. It keeps that one alive, and so its identity unique.
-_decided: _W3C | _Other | None = None
+_decided: Configured | None = None
 
 
-def configured() -> _W3C | _Other:
+def configured() -> Configured:
     """The propagator that is configured, or our codec in the place of OpenTelemetry's default."""
     global _decided
     propagator = get_global_textmap()
@@ -256,7 +271,7 @@ def configured() -> _W3C | _Other:
     return decided
 
 
-def _decide(propagator: TextMapPropagator) -> _W3C | _Other:
+def _decide(propagator: TextMapPropagator) -> Configured:
     kinds = set(map(type, _flattened(propagator)))
     if kinds <= {TraceContextTextMapPropagator, W3CBaggagePropagator}:
         return _W3C(

@@ -30,6 +30,7 @@ _TRACEPARENT = re.compile(
 )
 _TRACEPARENT_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})").fullmatch
 _KNOWN_FLAGS = 0x03  # sampled and random
+_WRITTEN_FLAGS = ("00", "01", "02", "03")
 _FLAGS = {f"{flags:02x}": TraceFlags(flags & _KNOWN_FLAGS) for flags in range(256)}
 
 _TRACESTATE_MEMBERS = 32
@@ -71,14 +72,16 @@ def parse_traceparent(values: Sequence[object]) -> SpanContext | None:
     """
     if len(values) != 1:
         return None
-    value = values[0] if type(values[0]) is str else text(values[0])
+    found = values[0]
+    value = found if type(found) is str else text(found)
     if value is None or len(value) > _TRACEPARENT_LONGEST:
         return None
     # Nearly all are of version 00 and valid: with less to look for this takes two thirds of the time.
     plain = _TRACEPARENT_00(value)
     if plain is not None:
-        trace_id, span_id = int(plain[1], 16), int(plain[2], 16)
-        return SpanContext(trace_id, span_id, True, _FLAGS[plain[3]]) if trace_id and span_id else None
+        hex_trace_id, hex_span_id, plain_flags = plain.groups()
+        trace_id, span_id = int(hex_trace_id, 16), int(hex_span_id, 16)
+        return SpanContext(trace_id, span_id, True, _FLAGS[plain_flags]) if trace_id and span_id else None
     match = _TRACEPARENT.fullmatch(value) or _TRACEPARENT.fullmatch(value.strip(_OWS))
     if match is None:
         return None
@@ -94,8 +97,11 @@ def format_traceparent(span_context: SpanContext) -> str:
     trace_id, span_id, _, flags, _, is_valid = span_context
     if not is_valid:
         return ""
-    # Not an f-string: that takes twice as long here.
-    return "00-%032x-%016x-%02x" % (trace_id, span_id, flags & _KNOWN_FLAGS)  # noqa: UP031
+    # By their bytes, which takes half as long as formatting numbers.
+    return (
+        f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}"
+        f"-{_WRITTEN_FLAGS[flags & _KNOWN_FLAGS]}"
+    )
 
 
 def parse_tracestate(values: Sequence[object]) -> TraceState:

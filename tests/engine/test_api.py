@@ -55,7 +55,7 @@ def settings(telemetry: Telemetry) -> Settings:
 
 
 def test_the_public_face() -> None:
-    """Everything that `__all__` names is there, and it is what the README promises."""
+    """Everything that `__all__` names is there, and it is what the documentation promises."""
     assert sorted(queueprop.__all__) == [
         "Destination",
         "Message",

@@ -97,7 +97,7 @@ def test_link_mode(telemetry: Telemetry) -> None:
 
 
 def test_one_untrusted_message(telemetry: Telemetry) -> None:
-    """A batch with an untrusted message in it continues no trace; it links to all."""
+    """A batch with an untrusted message in it continues no trace, and says why; it links to all."""
 
     def trust(destination: Destination, message: Message) -> bool:
         return message.id != "bad"
@@ -108,6 +108,22 @@ def test_one_untrusted_message(telemetry: Telemetry) -> None:
         pass
     span = telemetry.only()
     assert (parent(span), links(span)) == (None, [(TRACE, 1), (TRACE, 2)])
+    assert attributes(span)["queueprop.context.reason"] == "untrusted"
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ([{}, {}], "missing"),
+        ([{}, {"traceparent": "junk"}], "malformed"),
+        ([{}, {"traceparent": f"00-{TRACE:032x}-{1:016x}-01"}], None),
+    ],
+)
+def test_reason(telemetry: Telemetry, headers: list[dict[str, str]], reason: str | None) -> None:
+    """Where no message has a context, the span says so; one that has one makes it no orphan."""
+    with telemetry.engine().process(ORDERS, list(map(Message, headers))):
+        pass
+    assert attributes(telemetry.only()).get("queueprop.context.reason") == reason
 
 
 def test_what_differs_is_on_the_links(telemetry: Telemetry) -> None:
@@ -253,6 +269,24 @@ class TestMeasurements:
         assert [point.value for point in telemetry.points("queueprop.context.missing")] == [2]
         assert [point.count for point in telemetry.points("queueprop.message.queue_time")] == [2]
         assert [point.count for point in telemetry.points("messaging.process.duration")] == [3]
+
+    def test_what_is_of_another_destination_is_no_part_of_it(self, telemetry: Telemetry) -> None:
+        """A reply that is waited for in the body of a batch is a delivery of its own."""
+        engine = engine_for(telemetry.measured())
+        replies = Destination(ORDERS.system, "replies")
+        with engine.process(ORDERS, [Message({})]), engine.process(replies, Message({}, sent_at=time.time())):
+            pass
+        for metric in ("messaging.client.consumed.messages", "queueprop.context.missing"):
+            found = {it.attributes["messaging.destination.name"]: it.value for it in telemetry.points(metric)}
+            assert found == {"orders": 1, "replies": 1}
+        assert [point.count for point in telemetry.points("queueprop.message.queue_time")] == [1]
+
+    def test_a_batch_of_several_destinations(self, telemetry: Telemetry) -> None:
+        """It has no name, and what is handled inside it of whichever is counted with it."""
+        engine = engine_for(telemetry.measured())
+        with engine.process(Destination(ORDERS.system), [Message({})]), engine.process(ORDERS, Message({})):
+            pass
+        assert [point.value for point in telemetry.points("messaging.client.consumed.messages")] == [1]
 
     def test_after_the_batch_deliveries_count_again(self, telemetry: Telemetry) -> None:
         """A batch that is closed no longer counts for what comes after it."""

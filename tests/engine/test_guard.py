@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -399,6 +400,15 @@ def test_a_mistake_reaches_a_person(setup: str, on_stderr: bool) -> None:
     assert result.stderr == ("queueprop, doing this: no\n" if on_stderr else "")
 
 
+def test_mistakes_are_collected(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever asks for what a user would be told has all of it, what was told before included, and nobody else has."""
+    for _ in range(2):
+        with guard.collecting() as collected:
+            guard.mistake("doing this", "no\n", about="orders")
+        assert collected == ["doing this (orders): no\\n"]
+    assert capsys.readouterr().err == ""
+
+
 class TestWhereItGoes:
     """The same within one process."""
 
@@ -488,6 +498,23 @@ def test_a_program_that_is_a_part_of_this_one() -> None:
     assert result.stderr == "queueprop, doing that: no\nqueueprop, doing more: no\n"
 
 
+def test_what_such_a_program_is_told_has_a_bound() -> None:
+    """However much was said here and by those that started this one: too long a variable would keep it from starting.
+    Junk that stands there is handed on to nobody.
+    """
+    program = (
+        "import sys; from queueprop import guard\n"
+        "for number in range(2000): guard.mistake('doing this', str(number))\n"
+        "[said] = guard.environment().values(); sys.stdout.write(f'{len(said)} {said.count(chr(44))} {said[:8]}')"
+    )
+    before = ",".join(f"{number:08x}" for number in range(9000))
+    for told in (before, f"{'j' * 40_000},{before}"):
+        length, commas, first = run("-c", program, _QUEUEPROP_SAID=told).stdout.split()
+        assert int(length) < 9000
+        assert int(commas) < 1000
+        assert first != "00000000"
+
+
 def test_where_no_page_can_be_shared(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -501,6 +528,86 @@ def test_where_no_page_can_be_shared(
     for _ in range(2):
         guard.mistake("doing this", "no")
     assert len(caplog.records) == 1
+
+
+def test_siblings_that_begin_together_say_it_once() -> None:
+    """Forked children that have the same thing to say in the same moment: one of them says it."""
+    assert run("-c", SIBLINGS).stderr == "queueprop, doing this: no\n"
+
+
+def test_a_sibling_that_died_in_the_middle_is_waited_for_once() -> None:
+    """It holds the lock for ever; what is to be said is said, and the next thing at once."""
+    result = run("-c", DIED)
+    assert result.stderr == "queueprop, doing this: no\nqueueprop, doing that: no\n"
+    assert result.stdout == "True None\n"
+
+
+def test_a_page_that_stays_locked(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever finds it so says what is to be said, and asks for the lock no more."""
+    lock = guard._shared_lock()
+    lock.acquire()
+    monkeypatch.setattr(guard, "_page_lock", lock)
+    monkeypatch.setattr(guard, "_LONGEST_WAIT", 0.01)
+    guard.mistake("doing this", "no")
+    assert (guard._page_lock, len(caplog.records)) == (None, 1)
+
+
+@pytest.mark.parametrize("refusal", [OSError, TypeError])
+def test_where_no_lock_can_be_shared(
+    refusal: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A system without semaphores, or a Python that makes them otherwise: it is said all the same."""
+
+    def refuse(*_: Any) -> Any:
+        raise refusal
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    monkeypatch.setattr(guard, "_page_lock", guard._shared_lock())
+    assert guard._page_lock is None
+    guard.mistake("doing this", "no")
+    assert len(caplog.records) == 1
+
+
+# The page is read for so long that siblings look at it at the same time, were it not for the lock.
+SIBLINGS = """
+import os, time
+from queueprop import guard
+
+class SlowPage:
+    def __getitem__(self, place):
+        read = page[place]
+        time.sleep(0.05)
+        return read
+
+    def __setitem__(self, place, value):
+        page[place] = value
+
+page, guard._sayers, guard._LONGEST_WAIT = guard._sayers, SlowPage(), 60
+reading, writing = os.pipe()
+for _ in range(4):
+    if not os.fork():
+        os.close(writing)
+        os.read(reading, 1)
+        guard.mistake("doing this", "no")
+        os._exit(0)
+os.close(writing)
+for _ in range(4):
+    os.wait()
+"""
+
+DIED = """
+import os
+from queueprop import guard
+
+lock = guard._page_lock
+if not os.fork():
+    lock.acquire()
+    os._exit(0)
+os.wait()
+guard.mistake("doing this", "no")
+guard.mistake("doing that", "no")
+print(lock is not None, guard._page_lock)
+"""
 
 
 def test_a_timer_in_the_middle_of_our_work() -> None:
@@ -524,5 +631,6 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_the_keys_that_suppress_where_they_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """An API that keeps them under another name is asked what it sets: the same."""
+    import_module("opentelemetry.instrumentation.utils")  # this one has the name, and imports it
     monkeypatch.delattr(context, "_SUPPRESS_INSTRUMENTATION_KEY")
     assert set(guard._suppressing_keys()) == set(guard.SUPPRESSING_KEYS)

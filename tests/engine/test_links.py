@@ -104,6 +104,21 @@ def test_another_propagator(telemetry: Telemetry) -> None:
     assert told(telemetry.only()) == [(CREATION, CHILD_OF)]
 
 
+def test_another_propagator_looks_itself_for_what_is_in_the_headers(telemetry: Telemetry) -> None:
+    """Of a send as well: what a publish forwards is its origin, and is written anew."""
+    before = get_global_textmap()
+    set_global_textmap(Other())
+    headers = {"traceparent": TRACEPARENT, "tenant": "a"}
+    with telemetry.engine().send(ORDERS, Message(headers)):
+        pass
+    set_global_textmap(before)
+    span = telemetry.only()
+    assert headers == {
+        "traceparent": f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01",
+        "tenant": "a",
+    }
+
+
 def test_a_batch_of_one_trace(telemetry: Telemetry) -> None:
     """The first message's context is the parent of all: that link has the type, beside what its message has."""
     messages = [message(TRACE, 1), message(TRACE, 2), message(TRACE, 1)]

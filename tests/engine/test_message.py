@@ -17,7 +17,7 @@ from queueprop import Destination, Message
 from queueprop.engine import semconv
 from queueprop.engine.engine import engine_for
 from queueprop.engine.message import Templates, bounded, remembered
-from tests.telemetry import Telemetry
+from tests.telemetry import ORDERS, Telemetry
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,16 @@ def test_a_destination_can_be_handed_on(transfer: Any) -> None:
     assert other == one
     assert other.labels(semconv.SEND, "publish").span_name == "publish orders"
     assert dataclasses.replace(one, name="x").labels(semconv.SEND, "publish").span_name == "publish x"
+
+
+@pytest.mark.parametrize("transfer", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_message_can_be_handed_on(telemetry: Telemetry, transfer: Any) -> None:
+    """Copied or pickled, also while it is handled: the context of its handling stays behind."""
+    message = Message({"tenant": "acme"}, id="7", attempt=2)
+    with telemetry.engine().process(ORDERS, message):
+        other = transfer(message)
+    assert message.process_context is not None
+    assert (other, other.process_context) == (Message({"tenant": "acme"}, id="7", attempt=2), None)
 
 
 def test_it_is_handed_on_without_what_it_has_cached() -> None:

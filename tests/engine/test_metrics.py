@@ -158,6 +158,16 @@ def test_contexts_that_were_not_there(
     assert all(point.attributes["messaging.destination.name"] == "orders" for point in points)
 
 
+def test_a_context_that_nobody_expects_is_not_missing(telemetry: Telemetry) -> None:
+    """Its publisher wanted none to be carried: a root, which counts as neither missing nor malformed."""
+    process = Engine(telemetry.measured()).process(ORDERS, Message(None))
+    process.expects_context = False
+    with process:
+        pass
+    assert telemetry.only().parent is None
+    assert telemetry.points(MISSING) == []
+
+
 def test_an_untrusted_context_is_not_missing(telemetry: Telemetry) -> None:
     """It was there; that we do not continue it is no fault of the producer's."""
     engine = engine_for(telemetry.measured(trust="none"))
@@ -185,6 +195,19 @@ def test_excluded(telemetry: Telemetry) -> None:
     with engine.process(ORDERS, Message({})), engine.send(ORDERS, Message({})):
         pass
     assert telemetry.points(CONSUMED) == telemetry.points(SENT) == telemetry.points(MISSING) == []
+
+
+def test_a_clock_that_is_set_back(
+    telemetry: Telemetry, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile: it took no time, and no span ends before it begins."""
+    process = engine.process(ORDERS, Message({}))
+    process.open()
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now - 3_000_000_000)
+    process.close()
+    (duration,) = telemetry.points(PROCESS_DURATION)
+    assert (duration.count, duration.sum, seconds(telemetry.only())) == (1, 0, 0)
 
 
 def test_a_span_made_after_the_fact(telemetry: Telemetry, engine: Engine) -> None:

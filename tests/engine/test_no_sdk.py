@@ -35,11 +35,15 @@ class OldNoOpTracerProvider(NoOpTracerProvider):
         return OldNoOpTracer()
 
 
-@pytest.fixture(params=[NoOpTracerProvider, OldNoOpTracerProvider, TracerProvider])
+@pytest.fixture(params=[None, NoOpTracerProvider, OldNoOpTracerProvider, TracerProvider])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """The API's no-op of now, that of before 1.31, and the SDK where OTEL_SDK_DISABLED says so."""
+    """The API's stand-in, which nobody has set, its no-op of now, that of before 1.31, and the SDK where
+    OTEL_SDK_DISABLED says so.
+    """
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    return Engine(Settings(tracer_provider=request.param(), meter_provider=NoOpMeterProvider()))
+    monkeypatch.setattr(spans, "get_tracer_provider", lambda: PROXY)
+    given = None if request.param is None else request.param()
+    return Engine(Settings(tracer_provider=given, meter_provider=NoOpMeterProvider()))
 
 
 def test_what_came_in_goes_on(engine: Engine) -> None:
@@ -192,11 +196,30 @@ class TestNotice:
         assert looked == [PROXY]
 
 
+class OfTheGlobal(trace.ProxyTracerProvider):
+    """As the API's, once a provider is set."""
+
+    def __init__(self, given: trace.TracerProvider) -> None:
+        self._given = given
+
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Tracer:
+        return self._given.get_tracer("test")
+
+
+def test_a_stand_in_that_was_kept_is_asked_for_its_tracer(telemetry: Telemetry) -> None:
+    """``Settings(tracer_provider=trace.get_tracer_provider())`` of before an SDK was set up makes that one's spans."""
+    engine = Engine(telemetry.settings(tracer_provider=OfTheGlobal(telemetry.spans.tracer_provider)))
+    with engine.process(ORDERS, Message({})):
+        assert get_current_span().is_recording()
+    assert len(telemetry.spans) == 1
+
+
+@pytest.mark.parametrize("first", [PROXY, NoOpTracerProvider()])
 def test_the_global_provider_is_asked_each_time(
-    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, first: trace.TracerProvider
 ) -> None:
     """An SDK that is set up after queueprop was imported, or replaced, is used from then on."""
-    current: list[trace.TracerProvider] = [NoOpTracerProvider()]
+    current: list[trace.TracerProvider] = [first]
     monkeypatch.setattr(spans, "get_tracer_provider", lambda: current[0])
     engine = Engine(Settings(meter_provider=NoOpMeterProvider()))
     with engine.process(ORDERS, Message({})):

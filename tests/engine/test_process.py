@@ -83,6 +83,7 @@ class TestSpan:
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
             "messaging.destination.name": "orders",
+            "queueprop.context.reason": "missing",
         }
 
     def test_the_operation_may_have_another_name(self, telemetry: Telemetry) -> None:
@@ -361,6 +362,37 @@ class TestLink:
         assert (parent(span), links(span)) == (None, [CREATION])
 
 
+class TestReason:
+    """The span itself says why it does not continue a context: no metric tells that of one delivery."""
+
+    @pytest.mark.parametrize(
+        ("trust", "headers", "reason"),
+        [
+            ("all", {"traceparent": TRACEPARENT}, None),
+            ("all", {}, "missing"),
+            ("all", {"traceparent": "junk"}, "malformed"),
+            ("none", {"traceparent": TRACEPARENT}, "untrusted"),
+            ("none", {}, "missing"),
+        ],
+    )
+    def test_reason(
+        self, telemetry: Telemetry, trust: str, headers: dict[str, Any], reason: str | None
+    ) -> None:
+        """Missing, malformed, untrusted; nothing where the context is continued."""
+        with telemetry.engine(trust=trust).process(ORDERS, Message(headers)):
+            pass
+        assert attributes(telemetry.only()).get("queueprop.context.reason") == reason
+
+    @pytest.mark.parametrize("trust", ["all", "none"])
+    def test_none_where_none_is_expected(self, telemetry: Telemetry, trust: str) -> None:
+        """A message whose publisher wanted no context has none missing."""
+        process = telemetry.engine(trust=trust).process(ORDERS, Message({}))
+        process.expects_context = False
+        with process:
+            pass
+        assert "queueprop.context.reason" not in attributes(telemetry.only())
+
+
 class TestTrust:
     """Whose context is continued."""
 
@@ -625,6 +657,26 @@ class TestAgain:
         assert telemetry.only("process orders").status.status_code is StatusCode.UNSET
         assert links(telemetry.spans.named("process others")[0]) == []
 
+    def test_a_time_limit_while_it_is_entered(
+        self, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It comes out, and nothing stays current: nobody closes what did not open."""
+        process = telemetry.engine().process(ORDERS, Message({"traceparent": TRACEPARENT}))
+        with process:
+            pass
+
+        class TimeIsUp(BaseException): ...
+
+        def attach_and_be_interrupted(context: Context) -> None:
+            attach(context)
+            if get_current_span(context).get_span_context().is_valid:
+                raise TimeIsUp
+
+        monkeypatch.setattr("queueprop.engine.scope.attach", attach_and_be_interrupted)
+        with pytest.raises(TimeIsUp):
+            HandledAgain(process).open()
+        assert get_current_span() is INVALID_SPAN
+
     def test_where_nothing_was_traced(self, telemetry: Telemetry) -> None:
         """A handling that was suppressed has no context to enter, and is not to be joined."""
         process = telemetry.engine().process(ORDERS, Message({}))
@@ -728,3 +780,38 @@ class TestByHand:
         with trace.use_span(NonRecordingSpan(remote)), telemetry.engine().process(ORDERS, message):
             pass
         assert links(telemetry.only()) == [CREATION]
+
+
+class TestElsewhere:
+    """A handling of which another process has begun the span."""
+
+    SPAN = SpanContext(0xABC, 0xDEF, True, TraceFlags(1))
+
+    def test_without_an_sdk_that_one_is_current(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is handled is its child, whatever the settings say of the message's own context."""
+        for settings in (Settings(), Settings(trust="none"), Settings(propagation="link")):
+            process = Engine(settings).process(ORDERS, Message({"traceparent": TRACEPARENT}))
+            monkeypatch.setattr(process.telemetry, "_get_tracer_provider", trace.ProxyTracerProvider)
+            process.elsewhere = self.SPAN
+            with process:
+                assert get_current_span().get_span_context() == self.SPAN
+
+    def test_a_span_that_is_recorded_here_takes_its_place(self, telemetry: Telemetry) -> None:
+        """Which then is the message's, as ever."""
+        process = Engine(telemetry.settings()).process(ORDERS, Message({"traceparent": TRACEPARENT}))
+        process.elsewhere = self.SPAN
+        with process:
+            assert get_current_span() is process.span
+            assert process.span.is_recording()
+            assert process.span.get_span_context().trace_id != self.SPAN.trace_id
+
+    def test_a_reserve_is_told_to_nobody_s_hook_before_it_is_the_span(self, telemetry: Telemetry) -> None:
+        """The other process most probably calls the hook."""
+        called: list[Any] = []
+        settings = telemetry.settings(consume_hook=lambda span, message: called.append(message))
+        process = Engine(settings).process(ORDERS, Message(native="job"))
+        process.is_reserve = True
+        with process:
+            assert called == []
+            process.confirm()
+            assert called == ["job"]

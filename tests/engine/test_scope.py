@@ -289,3 +289,22 @@ def test_any_order(steps: list[tuple[str, int]]) -> None:
     for number in still_attached:
         scopes[number].detach()
     assert get_current() is before
+
+
+class TimeIsUp(BaseException):
+    """As a time limit raises it, wherever the program stands."""
+
+
+def test_a_time_limit_while_a_carried_context_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody closes what did not open: nothing of it stays current."""
+
+    def attach_and_be_interrupted(context: Context) -> object:
+        token = attach(context)
+        if context.get("name") == "carried":
+            raise TimeIsUp
+        return token
+
+    monkeypatch.setattr("queueprop.engine.scope.attach", attach_and_be_interrupted)
+    with pytest.raises(TimeIsUp):
+        CarriedContext(Context({"name": "carried"})).open()
+    assert current() is None

@@ -19,7 +19,9 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_cu
 
 from queueprop import Destination, Message
 from queueprop.engine import semconv
+from queueprop.engine.engine import Engine
 from tests.telemetry import (
+    CREATION,
     ORDERS,
     TRACEPARENT,
     Telemetry,
@@ -175,6 +177,94 @@ def test_an_excluded_destination_gets_no_span(telemetry: Telemetry) -> None:
             assert get_current() is before
     assert written(headers) == ids(ambient)
     assert [span.name for span in telemetry.spans] == ["ambient"]
+
+
+def test_headers_that_are_made_later(telemetry: Telemetry) -> None:
+    """They get the context of the span; those that the message has are only read."""
+    given, later = {"traceparent": TRACEPARENT}, {"traceparent": TRACEPARENT, "x": "1"}
+    send = telemetry.engine().send(ORDERS, Message(given))
+    send.writes_later = True
+    with send as span:
+        send.write(later)
+        assert written(later) == ids(span)
+    assert parent(telemetry.only()) == CREATION
+    assert given == {"traceparent": TRACEPARENT}
+
+
+def test_headers_that_are_made_later_for_an_excluded_destination(telemetry: Telemetry) -> None:
+    """What the caller relays goes on, or what is current there is one."""
+    engine = telemetry.engine(exclude=("orders",))
+    given, relayed, sent = ({"traceparent": TRACEPARENT} for _ in range(3))
+    send, again = (engine.send(ORDERS, Message(given)) for _ in range(2))
+    send.writes_later = again.writes_later = True
+    with send:
+        send.write(relayed)
+    with telemetry.current() as ambient, again:
+        again.write(sent)
+    assert (written(relayed), written(sent)) == (CREATION, ids(ambient))
+    assert given == {"traceparent": TRACEPARENT}
+
+
+class TestTheBeginningOfATrace:
+    """`begins_trace`: what a schedule publishes, with the headers of the message before."""
+
+    def test_it_is_linked_to_what_its_headers_carry(self, telemetry: Telemetry) -> None:
+        """A root, whatever is current; the headers then carry its own context, and their baggage, not the ambient."""
+        headers: dict[str, Any] = {"traceparent": TRACEPARENT, "baggage": "tenant=42"}
+        send = telemetry.engine().send(ORDERS, Message(headers))
+        send.begins_trace = True
+        with telemetry.current() as ambient, baggage_of_ours(of="the poller"), send as span:
+            assert get_current_span() is span
+        span_of_ours = telemetry.only("publish orders")
+        assert parent(span_of_ours) is None
+        assert ids(span) != ids(ambient)
+        assert links(span_of_ours) == [CREATION]
+        assert written(headers) == ids(span_of_ours)
+        assert headers["baggage"] == "tenant=42"
+
+    @pytest.mark.parametrize("headers", [{}, {"traceparent": "broken"}])
+    def test_without_a_context_it_is_linked_to_nothing(
+        self, telemetry: Telemetry, headers: dict[str, Any]
+    ) -> None:
+        """A root all the same, whose context is written."""
+        send = telemetry.engine().send(ORDERS, Message(headers))
+        send.begins_trace = True
+        with telemetry.current(), send:
+            pass
+        span = telemetry.only("publish orders")
+        assert (parent(span), links(span)) == (None, [])
+        assert written(headers) == ids(span)
+
+    def test_an_untrusted_context_is_only_linked(self, telemetry: Telemetry) -> None:
+        """Its baggage ends there."""
+        headers: dict[str, Any] = {"traceparent": TRACEPARENT, "baggage": "tenant=42"}
+        send = telemetry.engine(trust="none").send(ORDERS, Message(headers))
+        send.begins_trace = True
+        with send:
+            pass
+        assert links(telemetry.only()) == [CREATION]
+        assert "baggage" not in headers
+
+    def test_an_excluded_destination(self, telemetry: Telemetry) -> None:
+        """No span, and the trace ends there all the same."""
+        headers: dict[str, Any] = {"traceparent": TRACEPARENT, "baggage": "tenant=42"}
+        send = telemetry.engine(exclude=("orders",)).send(ORDERS, Message(headers))
+        send.begins_trace = True
+        with telemetry.current(), send:
+            pass
+        assert headers == {"baggage": "tenant=42"}
+
+
+def test_one_that_is_dropped(telemetry: Telemetry) -> None:
+    """Nothing was published after all: no span, nothing is counted or stays current, and to close it is nothing."""
+    send = Engine(telemetry.measured()).send(ORDERS, Message({}))
+    before = get_current()
+    send.open()
+    send.drop()
+    assert get_current() is before
+    send.close(LookupError())
+    assert len(telemetry.spans) == 0
+    assert telemetry.points("messaging.client.sent.messages") == []
 
 
 def test_other_destinations_are_not_excluded(telemetry: Telemetry) -> None:
@@ -428,6 +518,18 @@ class TestEndWith:
         with pytest.raises(ConnectionError, match="no ack"):
             future.result()
 
+    @pytest.mark.parametrize(("describes", "described"), [(True, "None"), (False, None)])
+    def test_what_is_told_of_a_failure(
+        self, telemetry: Telemetry, describes: bool, described: str | None
+    ) -> None:
+        """Where it was asked for, with None in the place of a result."""
+        future: concurrent.futures.Future[int] = concurrent.futures.Future()
+        send = telemetry.engine().send(ORDERS, Message({}))
+        send.open()
+        send.end_with(future, lambda result: {"answer": str(result)}, describes_failure=describes)
+        future.set_exception(ConnectionError("no ack"))
+        assert attributes(telemetry.only()).get("answer") == described
+
     def test_a_cancelled_future(self, telemetry: Telemetry) -> None:
         """A publish that was given up is an error of its own type."""
         future: concurrent.futures.Future[int] = concurrent.futures.Future()
@@ -562,3 +664,15 @@ class TestBatch:
         with telemetry.current() as ambient, engine.send(ORDERS, [Message(one) for one in headers]):
             pass
         assert [written(one) for one in headers] == [ids(ambient)] * 2
+
+
+def test_what_is_current_as_headers(telemetry: Telemetry) -> None:
+    """For what is handed on without a message: context and baggage, and nothing where nothing is to be traced."""
+    engine = telemetry.engine()
+    assert engine.carrier() == {}
+    with baggage_of_ours(tenant="acme"), telemetry.current() as span:
+        carried = engine.carrier()
+        assert written(carried) == ids(span)
+        assert carried["baggage"] == "tenant=acme"
+        with suppress_instrumentation():
+            assert engine.carrier() == {}

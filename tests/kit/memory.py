@@ -15,9 +15,10 @@ from queueprop.kit import calls
 from queueprop.kit.calls import Arguments, Options, Wrapped
 from queueprop.kit.fitting import fitted
 from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals
+from queueprop.kit.instrumentor import Adapter, Patch
 from queueprop.kit.iteration import Begin, MessageList, Messages
 from queueprop.kit.library import Library, Publication, Settlement, Source
+from queueprop.kit.rivals import Rivals
 from queueprop.kit.words import Call, Words
 from queueprop.wire.headers import is_altered
 
@@ -189,7 +190,7 @@ class MemoryInstrumentor(Adapter):
     rivals = Rivals("memory")
 
     def patches(self) -> Iterable[Patch]:
-        hooks = Hooks(MEMORY, self.engine, lambda: self.is_active)
+        hooks = Hooks(MEMORY, self.engine, self.is_on)
         yield Patch(Channel, "publish", hooks.publish)
         yield Patch(Channel, "publish_async", hooks.publish_async)
         yield Patch(Channel, "get", hooks.pull)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import sys
+import types
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -74,3 +77,31 @@ def test_a_value_for_a_while() -> None:
     contextvars.copy_context().run(elsewhere.__enter__)
     elsewhere.__exit__(None, None, None)
     assert variable.get() == 0
+
+
+def test_who_called_a_function_with_a_hook_around_it() -> None:
+    """What we and wrapt have in between is nobody's caller."""
+    found: list[types.FrameType | None] = []
+
+    def hook(wrapped: Callable[..., Any], owner: Any, args: Any, kwargs: Any) -> Any:
+        found.append(calls.caller(sys._getframe(1)))
+        return wrapped(*args, **kwargs)
+
+    def shop() -> int:
+        return calls.hooked(int, hook)("7")
+
+    assert shop() == 7
+    (frame,) = found
+    assert frame is not None
+    assert (calls.module_of(frame), frame.f_code.co_name) == (__name__, "shop")
+    assert calls.caller(None) is None
+
+
+def test_what_a_partial_calls() -> None:
+    """What it calls in the end, and that function's name, whatever name the partial was given."""
+    bound = functools.partial(functools.partial(len, "one"))
+    named: Any = functools.partial(len)
+    named.__name__ = "length"
+    assert calls.beneath_partials(bound) is len
+    assert calls.beneath_partials(len) is len
+    assert [calls.name_of(it) for it in (len, bound, named, 42)] == ["len", "len", "len", ""]

@@ -387,3 +387,17 @@ def test_right_words_work_as_before(telemetry: Telemetry, caplog: pytest.LogCapt
         assert isinstance(span, Span)
         assert written(headers) == ids(span)
     assert caplog.records == []
+
+
+class TestMethodsOfC:
+    def test_those_of_a_library_s_own_types(self) -> None:
+        """A method that is written in C tells no module: the type of its object does, or a base of that."""
+        module = type("Producer", (list,), {"__module__": "cimpl"})
+        derived = type("Mine", (module,), {"__module__": "shop"})
+        assert checks.library_of(derived().append) == "confluent_kafka"
+        assert checks.library_of([].append) is None
+        checks.check_call("traced_publish", derived().append, "confluent_kafka", ("append",), "a form")
+        others: list[Any] = [[].append, derived().extend]
+        for given in others:
+            with pytest.raises(TypeError, match="a form"):
+                checks.check_call("traced_publish", given, "confluent_kafka", ("append",), "a form")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from queueprop.kit.fitting import fitted
+from queueprop.kit.fitting import fitted, sent_shorter
 
 GIVEN = {"tenant": "a", "traceparent": "stale"}
 WRITTEN = {"tenant": "a", "traceparent": "t" * 55, "tracestate": "s" * 100, "baggage": "b" * 200}
@@ -48,3 +48,29 @@ def test_what_is_too_large_without_us_goes_out_as_it_is(caplog: pytest.LogCaptur
     """The library answers what it would have answered."""
     assert _fitted(3) == GIVEN
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "sent"),
+    [
+        (355, [{"tenant", "traceparent", "tracestate"}]),
+        (155, [{"tenant", "traceparent", "tracestate"}, {"tenant", "traceparent"}]),
+        (54, [{"tenant", "traceparent", "tracestate"}, {"tenant", "traceparent"}, {"tenant"}]),
+        (0, [{"tenant", "traceparent", "tracestate"}, {"tenant", "traceparent"}, {"tenant"}]),
+    ],
+)
+def test_a_library_that_alone_knows_its_limit(
+    limit: int, sent: list[set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked with less and less, up to the first that it takes; a stale context goes with ours. One line tells of
+    a message that went out without one."""
+    tried: list[set[str]] = []
+
+    def send(headers: dict[str, str]) -> bool:
+        tried.append(set(headers))
+        return sum(map(len, headers.values())) <= limit
+
+    assert sent_shorter(WRITTEN, dict(GIVEN), send, "publishing in a test", "orders") is (limit > 0)
+    assert tried == sent
+    assert len(WRITTEN) == 4
+    assert ("leaves no room" in caplog.text) is (limit == 54)

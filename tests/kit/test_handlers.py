@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any
 from unittest.mock import AsyncMock
@@ -19,7 +20,7 @@ from opentelemetry.trace import StatusCode
 from queueprop import Message
 from queueprop.engine.engine import Engine
 from queueprop.engine.operations import Process
-from queueprop.kit.handlers import prepared, run_inside
+from queueprop.kit.handlers import carried, prepared, run_inside
 from tests.telemetry import (
     CREATION,
     ORDERS,
@@ -187,8 +188,16 @@ class TestFunctions:
         def broken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise LookupError("begin")
 
+        async def coroutine() -> int:
+            return 8
+
+        def generator() -> Generator[int, None, None]:
+            yield 9
+
         handle: Callable[[], int] = run_inside(lambda: 7, broken)
         assert [handle(), handle()] == [7, 7]
+        assert asyncio.run(run_inside(coroutine, broken)()) == 8
+        assert list(run_inside(generator, broken)()) == [9]
         assert len(caplog.records) == 1
 
     def test_asynchronous_mocks(self, telemetry: Telemetry, traced: Decorator) -> None:
@@ -350,6 +359,110 @@ class TestCoroutines:
         assert telemetry.only().status.status_code is StatusCode.ERROR
 
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+    def test_a_coroutine_of_another_class(self, telemetry: Telemetry, traced: Decorator) -> None:
+        """What a compiled handler returns is a coroutine by its methods alone: it is awaited inside."""
+
+        async def body() -> int:
+            return trace_id()
+
+        class Compiled(Coroutine[Any, Any, Any]):
+            def __init__(self) -> None:
+                self._body = body()
+
+            def send(self, value: Any) -> Any:
+                return self._body.send(value)
+
+            def throw(self, *error: Any) -> Any:
+                return self._body.throw(*error)
+
+            def close(self) -> None:
+                self._body.close()
+
+            def __await__(self) -> Generator[Any, Any, Any]:
+                return self._body.__await__()
+
+        handler = traced(lambda: Compiled())
+
+        async def run() -> int:
+            found: int = await handler()
+            return found
+
+        assert asyncio.run(run()) == TRACE
+        assert parent(telemetry.only("process orders")) == CREATION
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_task_that_was_begun(self, telemetry: Telemetry, traced: Decorator, fails: bool) -> None:
+        """It is returned as it is; the span lasts until it is done, and has its error."""
+
+        async def body() -> int:
+            await asyncio.sleep(0)
+            if fails:
+                raise LookupError("no such order")
+            return trace_id()
+
+        begun: list[asyncio.Task[int]] = []
+
+        def handler() -> asyncio.Task[int]:
+            begun.append(asyncio.ensure_future(body()))
+            return begun[0]
+
+        async def run() -> None:
+            returned = traced(handler)()
+            assert returned is begun[0]
+            assert trace_id() == 0
+            assert len(telemetry.spans) == 0
+            [found] = await asyncio.gather(returned, return_exceptions=True)
+            assert fails or found == TRACE
+
+        asyncio.run(run())
+        span = telemetry.only("process orders")
+        assert span.status.status_code is (StatusCode.ERROR if fails else StatusCode.UNSET)
+        assert attributes(span).get("error.type") == ("LookupError" if fails else None)
+
+    def test_a_task_that_is_dropped(self, telemetry: Telemetry, traced: Decorator) -> None:
+        """It is never done, and its span ends all the same."""
+
+        async def run() -> None:
+            future = traced(asyncio.get_running_loop().create_future)()
+            assert len(telemetry.spans) == 0
+            del future
+
+        asyncio.run(run())
+        gc.collect()
+        assert telemetry.only("process orders").status.status_code is StatusCode.UNSET
+
+    @pytest.mark.usefixtures("guarded")
+    def test_what_cannot_be_waited_for(
+        self, telemetry: Telemetry, traced: Decorator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is returned as it is, its span ends at once, and the log tells of it."""
+
+        class Odd:
+            _asyncio_future_blocking = False
+
+            def add_done_callback(self, callback: Any) -> None:
+                raise RuntimeError("the loop is closed")
+
+        odd = Odd()
+        assert traced(lambda: odd)() is odd
+        telemetry.only("process orders")
+        assert "failed while waiting for the end of a handler" in caplog.text
+        assert trace_id() == 0
+
+    def test_a_generator_that_is_awaited(self, telemetry: Telemetry, traced: Decorator) -> None:
+        """``types.coroutine`` makes a coroutine function of one, which it is still."""
+
+        @types.coroutine
+        def handler() -> Generator[Any, Any, int]:
+            yield from asyncio.sleep(0).__await__()
+            return trace_id()
+
+        async def run() -> int:
+            found: int = await traced(handler)()
+            return found
+
+        assert asyncio.run(run()) == TRACE
+
     def test_a_coroutine_that_is_never_awaited(self, telemetry: Telemetry, traced: Decorator) -> None:
         """Closed or dropped before its first step: nothing stays current, and its span, once begun, ends."""
 
@@ -725,3 +838,19 @@ class TestPrepared:
         with prepared(broken, "reading a message of the shop") as span:
             assert not span.get_span_context().is_valid
         assert "reading a message of the shop" in caplog.text
+
+
+class TestCarried:
+    def test_a_callback_has_the_context_of_its_making(self, telemetry: Telemetry) -> None:
+        """Wherever it is called; what was current there is back, also where it raises."""
+        tracer = telemetry.settings().tracer_provider.get_tracer("test")  # type: ignore[union-attr]
+        with tracer.start_as_current_span("made") as made:
+            call = carried(lambda *args, **options: (args, options, trace.get_current_span()))
+            fail = carried(lambda: 1 // 0)
+        with tracer.start_as_current_span("elsewhere") as elsewhere:
+            before = get_current()
+            assert call(1, two=2) == ((1,), {"two": 2}, made)
+            with pytest.raises(ZeroDivisionError):
+                fail()
+            assert get_current() is before
+            assert trace.get_current_span() is elsewhere

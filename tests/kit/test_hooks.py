@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import queue
 import threading
@@ -22,6 +23,7 @@ from queueprop.engine.engine import engine_for
 from queueprop.kit import calls
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.library import Source
+from queueprop.kit.nesting import Everything, speaking_for, take_over
 from tests.kit.memory import MEMORY, Channel, MemoryInstrumentor, MemoryLibrary, Parcel, words, words_of
 from tests.telemetry import (
     CREATION,
@@ -350,6 +352,15 @@ class TestPull:
         words.get(channel.get, settings)("orders")
         assert len(telemetry.spans.named("poll orders")) == 1
 
+    def test_layers_of_coroutine_functions_make_one_span(
+        self, telemetry: Telemetry, settings: Settings, channel: Channel
+    ) -> None:
+        """Wrapped twice: one pull."""
+        channel.publish("orders", "hello")
+        get = words.get(words.get(channel.get_async, settings), settings)
+        assert asyncio.run(get("orders")) is not None
+        assert len(telemetry.spans.named("poll orders")) == 1
+
     def test_counted_at_the_pull(self, telemetry: Telemetry, settings: Settings, channel: Channel) -> None:
         """A delivery is counted once, where the application is given it; handled, in a batch and again it is not."""
         publish, get = words.publish(channel.publish, settings), words.get(channel.get, settings)
@@ -466,6 +477,22 @@ class TestUnattached:
         words.get(channel.get, settings)("orders")
         assert (telemetry.points(UNATTACHED), caplog.records) == ([], [])
 
+    @pytest.mark.parametrize("how", ["excluded", "suppressed"])
+    def test_what_is_not_to_be_traced(
+        self, telemetry: Telemetry, channel: Channel, caplog: pytest.LogCaptureFixture, how: str
+    ) -> None:
+        """Nobody is told that it was not handled inside a context that it has not."""
+        settings = telemetry.measured(exclude=["orders"] if how == "excluded" else [])
+        channel.publish("orders", "hello")
+        channel.publish("others", "hello")
+        get = words.get(channel.get, settings)
+        with suppress_instrumentation() if how == "suppressed" else contextlib.nullcontext():
+            get("orders")
+        gc.collect()
+        traced(lambda it: None, settings)(get("others"))
+        get("orders")
+        assert (telemetry.points(UNATTACHED), caplog.records) == ([], [])
+
     def test_it_is_noted_wherever_the_garbage_collector_runs(
         self, channel: Channel, settings: Settings
     ) -> None:
@@ -498,6 +525,48 @@ class TestHandling:
         one, other = consumers(telemetry)
         assert seen == [ids(one), ids(other), None]
         assert (parent(one), links(one), attributes(one)["tag"]) == (CREATION, [CREATION], 1)
+
+    def test_what_tells_a_destination_is_looked_at_at_each_delivery(
+        self, telemetry: Telemetry, settings: Settings, channel: Channel
+    ) -> None:
+        """It is read anew only where that differs from the delivery before: each span has its own message's."""
+        read: list[str] = []
+
+        class Routed(MemoryLibrary):
+            def route(self, native: Any) -> tuple[object, ...]:
+                return (native.queue,)
+
+            def consumed_from(self, native: Any, source: Source | None) -> Destination:
+                read.append(native.queue)
+                return super().consumed_from(native, source)
+
+        handler: Any = words_of(Routed()).consumer(lambda *given: None, Source, None, settings)
+        for name in ("orders", "orders", "mails", "orders", "orders"):
+            handler(channel, Parcel(name, "hello", {}, 1))
+        names = ["process orders", "process orders", "process mails", "process orders", "process orders"]
+        assert [span.name for span in consumers(telemetry)] == names
+        assert read == ["orders", "mails", "orders"]
+
+    def test_a_callback_of_several_channels(self, telemetry: Telemetry, settings: Settings) -> None:
+        """Each delivery comes from the channel beside it."""
+        one, other = Channel(), Channel()
+        sources: list[Any] = []
+
+        def source(via: Any) -> Source:
+            sources.append(via)
+            return Source(via, "mails" if via is other else None)
+
+        class Named(MemoryLibrary):
+            def consumed_from(self, native: Any, source: Source | None) -> Destination:
+                return Destination("memory", None if source is None else source.name or "orders")
+
+        handler: Any = words_of(Named()).consumer(lambda *given: None, source, None, settings)
+        for channel in (one, one, other, other, one):
+            handler(channel, parcel())
+        assert [span.name.removeprefix("process ") for span in consumers(telemetry)] == [
+            *("orders", "orders", "mails", "mails", "orders")
+        ]
+        assert sources == [one, other, one]
 
     def test_with_options_it_is_a_decorator(self, telemetry: Telemetry, settings: Settings) -> None:
         """``@traced_consumer(destination=...)``: the given destination names the span."""
@@ -706,6 +775,21 @@ class TestRegistered:
         subscribe("orders", subscriber.buffer)
         assert subscriber.handlers == [None, subscriber.buffer]
         assert subscriber.handlers[1](parcel()) is None
+        assert len(telemetry.spans) == 0
+
+    def test_that_of_a_layer_above(self, telemetry: Telemetry, subscribe: Any) -> None:
+        """What a layer above registers while it speaks for the library, and a method of what it has taken over."""
+
+        class Above:
+            def handle(self, parcel: Parcel) -> None: ...
+
+        above = Above()
+        with speaking_for(Everything()):
+            subscribe("orders", print)
+        take_over(above)
+        subscribe("orders", above.handle)
+        assert subscribe.subscriber.handlers == [print, above.handle]
+        subscribe.subscriber.handlers[1](parcel())
         assert len(telemetry.spans) == 0
 
     def test_a_fault_of_ours(self, hooks: Hooks, monkeypatch: pytest.MonkeyPatch) -> None:

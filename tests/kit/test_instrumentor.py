@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,11 +17,13 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.trace import Span
 
 import queueprop
-from queueprop import Message, Settings
+from queueprop import Message, Settings, guard
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.kit import checks, libraries
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals
+from queueprop.kit.calls import Wrapped
+from queueprop.kit.instrumentor import Adapter, Companions, Patch
 from queueprop.kit.libraries import MissingExtra, missing_extra
+from queueprop.kit.rivals import Rival, Rivals
 from tests.telemetry import ORDERS, Telemetry
 
 
@@ -614,3 +618,106 @@ def test_how_opentelemetry_names_its_own() -> None:
         "opentelemetry-instrumentation-aio-pika",
         entry_point="aio-pika",
     )
+
+
+class CompanionAdapter(Adapter):
+    """Patches what is built upon its library, once that is imported."""
+
+    library = "my_library"
+    requires = ()
+    rivals = Rivals("my_library")
+    published: ClassVar[list[str]] = []
+
+    def patches(self) -> Iterable[Patch]:
+        return ()
+
+    def companions(self) -> Companions:
+        return {"queueprop_test_companion": self._patches_in}
+
+    def _patches_in(self, module: Any) -> Iterable[Patch]:
+        def publish(wrapped: Wrapped, owner: Any, args: Any, kwargs: Any) -> Any:
+            self.published.append(*args)
+            return wrapped(*args, **kwargs)
+
+        yield Patch(module, "put", publish)
+
+
+class TestCompanions:
+    """Modules of other distributions, which may be imported later or never."""
+
+    @pytest.fixture
+    def companion(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Adapter]:
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "queueprop_test_companion.py").write_text("def put(body): return body")
+        monkeypatch.delitem(sys.modules, "queueprop_test_companion", raising=False)
+        monkeypatch.setattr(CompanionAdapter, "_instance", None)
+        monkeypatch.setattr(CompanionAdapter, "published", [])
+        adapter = CompanionAdapter()
+        yield adapter
+        if adapter.is_instrumented_by_opentelemetry:
+            adapter.uninstrument()
+        sys.modules.pop("queueprop_test_companion", None)
+
+    def imported(self) -> Any:
+        return importlib.import_module("queueprop_test_companion")
+
+    def test_it_is_not_imported_by_us_and_patched_when_it_is(self, companion: Adapter) -> None:
+        """Whoever imports it after instrument() has it patched, once, and uninstrument() puts it back."""
+        companion.instrument()
+        assert "queueprop_test_companion" not in sys.modules
+        module = self.imported()
+        assert module.put("one") == "one"
+        assert CompanionAdapter.published == ["one"]
+        companion.uninstrument()
+        assert isinstance(module.put, FunctionType)
+        module.put("two")
+        assert CompanionAdapter.published == ["one"]
+
+    def test_one_that_is_imported_already_is_patched_at_once(self, companion: Adapter) -> None:
+        """And again after uninstrument(), once each time."""
+        module = self.imported()
+        for body in ("one", "two"):
+            companion.instrument()
+            module.put(body)
+            companion.uninstrument()
+        assert CompanionAdapter.published == ["one", "two"]
+
+    def test_one_that_is_imported_after_uninstrument_stays_as_it_is(self, companion: Adapter) -> None:
+        """However often it was waited for; and once it is instrumented again it is patched once."""
+        for _ in range(2):
+            companion.instrument()
+            companion.uninstrument()
+        module = self.imported()
+        assert isinstance(module.put, FunctionType)
+        companion.instrument()
+        module.put("one")
+        assert CompanionAdapter.published == ["one"]
+
+    def test_one_that_looks_different_stays_as_it_is(
+        self, companion: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its import succeeds, and a line says that it is not traced."""
+        monkeypatch.setattr(guard, "raise_faults", False)
+        told: list[str] = []
+        monkeypatch.setattr(guard, "fault", lambda doing, error: told.append(doing))
+        (tmp_path / "queueprop_test_companion.py").write_text("def send(body): return body")
+        companion.instrument()
+        assert self.imported().send("one") == "one"
+        assert told == ["instrumenting queueprop_test_companion"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("celry", "did you mean 'celery'? it has: aio-pika, "),
+        ("AIO_Pika ", "did you mean 'aio-pika'? it has: "),
+        ("RabbitMQ", "that is a broker, instrument its client (pika or aio-pika or kombu); it has: "),
+        ("kafka", "that is a broker, instrument its client (aiokafka or confluent-kafka); it has: "),
+        ("sqs", "queueprop has no adapter for 'sqs'; it has: "),
+    ],
+)
+def test_a_name_that_is_none_is_told_with_the_one_that_is_meant(name: str, hint: str) -> None:
+    """A typo, and a broker instead of its client; of anything else, what there is."""
+    with pytest.raises(ValueError, match="has no adapter for") as raised:
+        queueprop.instrument(name)
+    assert hint in str(raised.value)

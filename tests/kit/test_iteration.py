@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
+import copy
 import gc
+import inspect
+import pickle
 import sys
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator
-from typing import ClassVar
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, ClassVar
 
 import pytest
 from opentelemetry import trace
@@ -17,7 +21,7 @@ from opentelemetry.trace import StatusCode
 
 from queueprop import Message
 from queueprop.engine.operations import Process
-from queueprop.kit.iteration import AsyncMessages, GeneratorMessages, Messages, iterate_inside
+from queueprop.kit.iteration import AsyncMessages, GeneratorMessages, MessageList, Messages, iterate_inside
 from tests.telemetry import ORDERS, Telemetry, traceparent
 
 
@@ -47,6 +51,89 @@ async def arriving(*numbers: int) -> AsyncIterator[int]:
     for number in numbers:
         await asyncio.sleep(0)
         yield number
+
+
+def in_a_new_list(messages: list[int]) -> list[int]:
+    found: list[int] = []
+    found.extend(messages)
+    found += messages
+    return found
+
+
+LOOKS: dict[str, Callable[[list[int]], object]] = {
+    "in": lambda messages: 2 in messages,
+    "index": lambda messages: messages.index(2),
+    "count": lambda messages: messages.count(2),
+    "==": lambda messages: messages == [3, 1, 2],
+    "<": lambda messages: messages < [4],
+    "bool": bool,
+    "len": len,
+    "repr": repr,
+    "an f-string": lambda messages: f"{messages}",
+    "a slice": lambda messages: messages[::-1],
+    "an item": lambda messages: messages[1],
+    "+": lambda messages: ([0] + messages, messages + [4], messages * 2),  # noqa: RUF005
+    "copy": lambda messages: (messages.copy(), copy.copy(messages), copy.deepcopy(messages)),
+    "pickle": lambda messages: pickle.loads(pickle.dumps(messages)),
+    "list": list,
+    "tuple": tuple,
+    "sorted": sorted,
+    "sorted by a key": lambda messages: sorted(messages, key=lambda message: -message),
+    "*": lambda messages: [0, *messages],
+    "a call": lambda messages: max(*messages),
+    "another list": in_a_new_list,
+}
+"""What hands no message to whoever handles it."""
+
+HANDLES: dict[str, Callable[[list[int]], object]] = {
+    "for": lambda messages: [trace_id() for _ in messages],
+    "reversed": lambda messages: [trace_id() for _ in reversed(messages)][::-1],
+    "a generator": lambda messages: list(trace_id() for _ in messages),  # noqa: C400
+    "enumerate": lambda messages: [trace_id() for _ in enumerate(messages)],
+    "map": lambda messages: list(map(lambda _: trace_id(), messages)),  # noqa: C417
+    "len before": lambda messages: (len(messages), [trace_id() for _ in messages])[1],
+    "len behind iter": lambda messages: (several := iter(messages), len(messages), [trace_id() for _ in several])[2],
+    "len within": lambda messages: [trace_id() for _ in messages if len(messages) == 3],
+    "list behind a loop's first step": lambda messages: [
+        trace_id() for _ in messages if list(messages) == [3, 1, 2]
+    ],
+}  # fmt: skip
+
+
+class TestMessageList:
+    """What a pull call returned."""
+
+    @pytest.mark.parametrize("way", LOOKS)
+    def test_what_looks_at_it_handles_nothing(self, telemetry: Telemetry, loop: Loop, way: str) -> None:
+        """It gives what it gives of a list, opens no span, and the loop that comes then has them all."""
+        messages = MessageList([3, 1, 2], loop.begin)
+        assert LOOKS[way](messages) == LOOKS[way]([3, 1, 2])
+        assert not telemetry.spans
+        assert [trace_id() for _ in messages] == [3, 1, 2]
+        assert len(telemetry.spans) == 3
+
+    @pytest.mark.parametrize("way", HANDLES)
+    def test_what_handles_each(self, telemetry: Telemetry, loop: Loop, way: str) -> None:
+        """Each message in its own trace, whatever asks for the length of the list meanwhile."""
+        before = get_current()
+        assert HANDLES[way](MessageList([3, 1, 2], loop.begin)) == [3, 1, 2]
+        assert get_current() is before
+        assert len(telemetry.spans) == 3
+
+    def test_where_no_python_calls(self) -> None:
+        """A thread whose function is C has no frame that could be asked: the messages are iterated, as they were."""
+        begun: list[int] = []
+        done = threading.Event()
+
+        def begin(message: int) -> None:
+            begun.append(message)
+            if message == 2:
+                done.set()
+
+        copied: list[int] = []
+        _thread.start_new_thread(copied.extend, (MessageList([3, 1, 2], begin),))
+        assert done.wait(10)
+        assert begun == [3, 1, 2]
 
 
 class TestFor:
@@ -249,6 +336,21 @@ class TestFor:
         assert trace_id() == 0
         assert len(telemetry.spans) == 3
 
+    def test_a_generator_has_all_that_one_has(self, loop: Loop) -> None:
+        """It is known for one, tells its state, and says itself what it has not."""
+        messages: Any = GeneratorMessages((number for number in (1, 2)), loop.begin)
+        is_one: bool = inspect.isgenerator(messages)
+        assert is_one
+        assert inspect.getgeneratorstate(messages) == inspect.GEN_CREATED
+        next(messages)
+        assert inspect.getgeneratorstate(messages) == inspect.GEN_SUSPENDED
+        messages.close()
+        assert inspect.getgeneratorstate(messages) == inspect.GEN_CLOSED
+        with pytest.raises(AttributeError, match="'generator' object has no attribute 'consumer_tag'"):
+            _ = messages.consumer_tag
+        with pytest.raises(AttributeError, match="__len__"):
+            _ = messages.__len__
+
     def test_ten_thousand_messages(self, loop: Loop) -> None:
         """The very same context as before."""
         before = get_current()
@@ -385,6 +487,87 @@ class TestAsyncFor:
         asyncio.run(run())
         assert seen == [0]
         assert len(telemetry.spans) == 2
+
+    @pytest.mark.parametrize("ended_by", ["close", "async with", "another task"])
+    def test_all_else_that_a_library_s_own_iterator_has(
+        self, telemetry: Telemetry, loop: Loop, ended_by: str
+    ) -> None:
+        """It is of the same class, with the same attributes. Its ``close`` and its end of a block, wherever they are
+        called, end the span of the message in hand before they are the source's own.
+        """
+
+        async def run() -> None:
+            before = get_current()
+            source = Entered()
+            given: Any = iterate_inside(source, loop.begin)
+            assert isinstance(given, Entered)
+            assert (given.consumer_tag, hasattr(given, "no_such")) == ("ctag", False)
+            messages = await given.__aenter__()
+            assert (messages is given, source.calls) == (True, ["entered"])
+            assert await anext(messages) == trace_id() == 1
+            if ended_by == "close":
+                assert await messages.close(timeout=1) == "closed"
+            elif ended_by == "async with":
+                assert await messages.__aexit__(None, None, None) == "closed"
+            else:
+                await asyncio.create_task(messages.close())
+            assert (len(telemetry.spans), source.calls[1:]) == (1, ["closed in 0"])
+            del given, messages
+            assert get_current() is before
+
+        class Entered:
+            def __init__(self) -> None:
+                self.consumer_tag = "ctag"
+                self.calls: list[str] = []
+
+            def __aiter__(self) -> Entered:
+                return self
+
+            async def __anext__(self) -> int:
+                return 1
+
+            async def close(self, timeout: int | None = None) -> str:
+                self.calls.append(f"closed in {trace_id()}")
+                return "closed"
+
+            async def __aenter__(self) -> Entered:
+                self.calls.append("entered")
+                return self
+
+            async def __aexit__(self, *error: object) -> str:
+                return await self.close()
+
+        asyncio.run(run())
+
+    def test_what_is_not_entered_says_so(self, loop: Loop) -> None:
+        """As Python says it of the source; what has no ``close`` has none. One that gives another is not stood for."""
+
+        class Opened:
+            def __aiter__(self) -> AsyncIterator[int]:
+                return arriving(1)
+
+        class Opening:
+            def __aiter__(self) -> Opening:
+                return self
+
+            async def __anext__(self) -> int:
+                return 1
+
+            async def __aenter__(self) -> Opened:
+                return opened
+
+        opened = Opened()
+
+        async def run() -> None:
+            messages: Any = iterate_inside(arriving(1), loop.begin)
+            assert not hasattr(messages, "close")
+            with pytest.raises(TypeError, match="'async_generator' object does not support"):
+                async with messages:
+                    raise AssertionError
+            messages = iterate_inside(Opening(), loop.begin)
+            assert await messages.__aenter__() is opened
+
+        asyncio.run(run())
 
     def test_a_fresh_iterator_a_loop(self, telemetry: Telemetry, loop: Loop) -> None:
         """A consumer that is its own iterator may be looped over again and again, in two tasks at once even."""

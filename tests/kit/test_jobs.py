@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import multiprocessing.util
+import os
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +24,9 @@ from queueprop.kit.jobs import (
     Performance,
     carrier_for,
     carrier_in,
+    made_by,
     perform,
+    perform_async,
     performance_at_hand,
     with_carrier,
 )
@@ -148,6 +154,53 @@ class TestPerformance:
         assert performance_at_hand("tasks") is None
 
 
+class TestAsyncPerformance:
+    """The same around a coroutine function."""
+
+    def test_the_job_runs_inside_its_span(
+        self, telemetry: Telemetry, make: Callable[..., Performance]
+    ) -> None:
+        """Across its awaits; afterwards nothing is left, whatever it has left behind."""
+        performance = make()
+
+        async def work(number: int, *, factor: int) -> int:
+            await asyncio.sleep(0)
+            assert performance_at_hand("tasks") is performance
+            assert get_current_span() is performance.process.span
+            attach(baggage.set_baggage("left", "behind"))
+            return number * factor
+
+        async def worker() -> None:
+            before = get_current()
+            assert await perform_async("tasks", performance, work, (6,), {"factor": 7}) == 42
+            assert performance_at_hand("tasks") is None
+            assert get_current() is before
+
+        asyncio.run(worker())
+        assert telemetry.only().context.trace_id == TRACE
+
+    def test_without_a_performance_it_is_the_call(self) -> None:
+        """Nothing is traced."""
+
+        async def work() -> Any:
+            return performance_at_hand("tasks")
+
+        assert asyncio.run(perform_async("tasks", None, work, (), {})) is None
+
+    def test_a_cancelled_job_has_failed(self, telemetry: Telemetry, make: Callable[..., Performance]) -> None:
+        """The cancellation goes on, and is the span's error."""
+
+        async def work() -> None:
+            raise asyncio.CancelledError
+
+        async def worker() -> None:
+            with pytest.raises(asyncio.CancelledError):
+                await perform_async("tasks", make(), work, (), {})
+
+        asyncio.run(worker())
+        assert attributes(telemetry.only())["error.type"] == "asyncio.exceptions.CancelledError"
+
+
 class TestCarrier:
     """The context, under a name among a job's options."""
 
@@ -191,8 +244,12 @@ class TestChildren:
         """One that forks after its fork, one that was spawned at once: behind the finalizers of others."""
         finalizers: list[Any] = []
         after_fork: list[Any] = []
-        monkeypatch.setattr(jobs, "Finalize", lambda *args, **kwargs: finalizers.append((args, kwargs)))
-        monkeypatch.setattr(jobs, "register_after_fork", lambda *args: after_fork.append(args))
+        monkeypatch.setattr(
+            multiprocessing.util, "Finalize", lambda *args, **kwargs: finalizers.append((args, kwargs))
+        )
+        monkeypatch.setattr(
+            multiprocessing.util, "register_after_fork", lambda *args: after_fork.append(args)
+        )
         monkeypatch.setattr(
             multiprocessing, "parent_process", lambda: SimpleNamespace() if is_child else None
         )
@@ -202,3 +259,32 @@ class TestChildren:
         assert kept is children
         begin(children)
         assert finalizers == [((None, flush, (1.5,)), {"exitpriority": -900})] * (1 + is_child)
+
+
+class TestSchedule:
+    """What the jobs of a schedule are linked to."""
+
+    @pytest.mark.parametrize(
+        ("carrier", "made"),
+        [
+            ({"traceparent": "first"}, "first"),
+            ({"traceparent": "latest", "schedule": "first"}, "first"),
+            ({"tracestate": "a=1"}, None),
+            (None, None),
+            (7, None),
+        ],
+    )
+    def test_it_is_the_making_however_many_there_were_between(self, carrier: Any, made: str | None) -> None:
+        """Not the job before, whose context the next one comes with; nothing where nothing usable is there."""
+        headers = {"tracestate": "b=2"}
+        assert made_by(headers, carrier) == made
+        assert headers.get("traceparent") == made
+        assert headers["tracestate"] == "b=2"
+
+
+def test_a_program_that_the_launcher_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers are not led to it."""
+    monkeypatch.delitem(sys.modules, jobs.AUTO_INSTRUMENTATION, raising=False)
+    monkeypatch.setenv("PYTHONPATH", "ours")
+    jobs.lead_to_launcher()
+    assert os.environ["PYTHONPATH"] == "ours"

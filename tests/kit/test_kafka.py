@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -80,3 +81,21 @@ def test_an_address(server: str, told: tuple[str | None, int | None]) -> None:
 def test_destinations_are_made_once() -> None:
     """They keep what their spans are labelled with."""
     assert kafka.destination("orders", 0) is kafka.destination("orders", 0)
+
+
+@pytest.mark.parametrize(
+    ("servers", "told"),
+    [
+        ("kafka.example:9092", ("kafka.example", 9092)),
+        (["a:1", "b:2"], ("a", 1)),
+        ("a:1,b:2", ("a", 1)),
+        ("[::1]:9092", ("::1", 9092)),
+        ("SSL://a:1", ("a", 1)),
+        ("a", ("a", None)),
+        ([], (None, None)),
+    ],
+)
+def test_a_client_of_aiokafka_s(servers: Any, told: Any) -> None:
+    """Its id, and host and port of the first server that it was told; an id that is no text is none."""
+    assert kafka.told_to(SimpleNamespace(_bootstrap_servers=servers, _client_id="x")) == ("x", *told)
+    assert kafka.told_to(SimpleNamespace(_bootstrap_servers=servers, _client_id=1)) == (None, *told)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import weakref
 
 import pytest
 
-from queueprop.kit.kept import Kept, stand_in
+from queueprop.kit.kept import Kept, _Shelf, stand_in
 
 
 class Holder:
@@ -30,6 +29,18 @@ def test_by_holder_and_key() -> None:
     assert (kept.take(one, 1), kept.take(one, 1), kept.find(one)) == ("a", None, "b")
     assert kept.keys(other) == [1]
     assert kept.keys(Holder()) == ()
+
+
+def test_what_is_made_where_there_is_none() -> None:
+    """It is made once for each holder and key, and kept."""
+    kept: Kept[list[int]] = Kept()
+    one, other = Holder(), Holder()
+    made = kept.find_or_make(one, 1, list)
+    assert kept.find_or_make(one, 1, list) is kept.find(one, 1) is made
+    assert kept.find_or_make(one, 2, list) is not made
+    assert kept.find_or_make(other, 1, list) is not made
+    with pytest.raises(TypeError):
+        kept.find_or_make(7, None, list)
 
 
 def test_what_is_put_again_is_the_latest() -> None:
@@ -71,9 +82,10 @@ def test_a_holder_in_the_place_of_another() -> None:
 def test_a_holder_that_is_gone_takes_nothing_of_its_successor_s() -> None:
     """Where its end is told only when another object has its place."""
     kept: Kept[int] = Kept()
-    holder, gone = Holder(), weakref.ref(Holder())
+    holder, gone = Holder(), _Shelf(Holder())
+    gone.number, gone.values = id(holder), {None: 0}
     kept.put(holder, None, 1)
-    kept._forget(id(holder), gone)
+    kept._forget(gone)
     assert kept.find(holder) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import weakref
 
 from opentelemetry.trace import SpanKind
 
@@ -13,11 +14,15 @@ from queueprop.kit.nesting import (
     Everything,
     Mark,
     _innermost,
+    _taken_over,
     is_carried,
+    is_in_a_span,
     is_inside,
     is_spoken_for,
     speaking_for,
+    take_over,
     work_at_hand,
+    works_at_hand,
 )
 from tests.telemetry import ORDERS, Telemetry
 
@@ -109,6 +114,58 @@ def test_transports_that_are_spoken_for() -> None:
     with speaking_for(Everything()):
         assert is_spoken_for(other)
     assert not is_spoken_for(channel, other)
+
+
+def test_all_that_is_at_hand() -> None:
+    """Of each kind the innermost one of this library that is not over, and the innermost kind first."""
+    over = Mark("pull", "celery", work="over")
+    with (
+        Mark("perform", "celery", work=1),
+        Mark("publish", "kombu", work=2),
+        Mark("perform", "celery", work=3),
+    ):
+        with over:
+            pass
+        with Mark("publish", "celery", about=object(), work=4):
+            assert list(works_at_hand("celery").items()) == [("publish", 4), ("perform", 3)]
+    assert works_at_hand("celery") == {}
+
+
+def test_whether_a_span_is_current(telemetry: Telemetry) -> None:
+    """Anybody's."""
+    assert not is_in_a_span()
+    with telemetry.current("request"):
+        assert is_in_a_span()
+
+
+class Consumer:
+    pass
+
+
+def test_what_a_layer_above_has_taken_over() -> None:
+    """It is that one's everywhere, for as long as it lives; what takes no weak reference is left as it is."""
+    consumer, other = Consumer(), Consumer()
+    number = id(consumer)
+    take_over(consumer)
+    take_over(None)
+    assert contextvars.Context().run(is_spoken_for, other, consumer)
+    assert not is_spoken_for(other, None)
+    del consumer
+    gc.collect()
+    assert number not in _taken_over
+    assert not is_spoken_for(other)
+
+
+def test_an_object_that_has_the_number_of_one_that_was_taken_over() -> None:
+    """It is nobody's until it is taken over itself, and stays so when the other's end is told late."""
+    consumer, gone = Consumer(), weakref.ref(Consumer())
+    _taken_over[id(consumer)] = gone
+    assert not is_spoken_for(consumer)
+    take_over(consumer)
+    callback = _taken_over[id(consumer)].__callback__
+    assert callback is not None
+    callback(gone)
+    assert is_spoken_for(consumer)
 
 
 def test_headers_that_a_layer_above_has_written(telemetry: Telemetry) -> None:

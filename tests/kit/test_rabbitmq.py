@@ -109,21 +109,35 @@ class TestFrames:
         self, headers: dict[Any, Any], encoded: int, fits: bool
     ) -> None:
         """Around the properties stand 20 bytes of their frame."""
-        assert rabbitmq.fits_a_frame(headers, 131_072, lambda: encoded) is fits
+        assert not rabbitmq.surely_fits(headers, 131_072)
+        assert rabbitmq.fits_a_frame(131_072, lambda: encoded) is fits
 
     @pytest.mark.parametrize("frame_max", [131_072, 0])
     def test_what_is_far_from_it_is_not(self, frame_max: int) -> None:
         """Nor is anything where there is no limit."""
-        headers = {"traceparent": "x" * 55, "none": None, "number": 7}
-        assert rabbitmq.fits_a_frame(headers, frame_max, _never)
+        headers: dict[Any, Any] = {
+            "traceparent": "x" * 55,
+            "bytes": b"x" * 55,
+            b"name": "x" * 55,
+            "none": None,
+            "number": 7,
+            "limits": [None, 300],
+            "stamps": {},
+        }
+        assert rabbitmq.surely_fits(headers, frame_max)
+
+    @pytest.mark.parametrize("value", [{"": "x" * 200_000}, ["x" * 200_000], [[]], [7] * 10_000])
+    def test_what_may_be_large_inside(self, value: object) -> None:
+        """A table with something in it, and a list of more than a few numbers, are not taken for small ones."""
+        assert not rabbitmq.surely_fits({"nested": value}, 131_072)
 
     def test_what_cannot_be_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is left to the library, which says why; what was meant for the program comes out."""
-        assert rabbitmq.fits_a_frame({"large": "x" * 131_000}, 131_072, _raises(TypeError("no")))
+        assert rabbitmq.fits_a_frame(131_072, _raises(TypeError("no")))
         meant = TimeoutError("a time limit of the program's")
         monkeypatch.setattr(guard, "is_not_ours", lambda error: error is meant)
         with pytest.raises(TimeoutError):
-            rabbitmq.fits_a_frame({"large": "x" * 131_000}, 131_072, _raises(meant))
+            rabbitmq.fits_a_frame(131_072, _raises(meant))
 
 
 class TestSettlement:
@@ -190,10 +204,6 @@ class TestTablePublication:
         publication = self.made(written, {"large": large})
         publication.arguments(("a", "b"), {})
         assert sorted(publication.outgoing.headers) == ["large", "traceparent", "tracestate"]
-
-
-def _never() -> int:
-    raise AssertionError("measured")
 
 
 def _raises(error: Exception) -> Callable[[], int]:

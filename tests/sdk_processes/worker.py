@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from opentelemetry import trace
 
+import queueprop
 from queueprop.process.flush import flush
 from queueprop.sdk import configure_tracing
 
@@ -272,6 +273,28 @@ def _configured_job(method: str) -> None:
     span(method)
 
 
+def _forking_job(method: str) -> None:
+    configure()
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    span(f"{method}, {'parent' if pid else 'child'}")
+
+
+def multiprocessing_forks() -> None:
+    _run("spawn", _forking_job, "spawn")
+
+
+def _finalized_job(method: str) -> None:
+    configure()
+    multiprocessing.util.Finalize(None, span, (method,), exitpriority=1)
+
+
+def multiprocessing_finalizers() -> None:
+    for method in ("fork", "spawn", "forkserver"):
+        _run(method, _finalized_job, method)
+
+
 def _run(method: str, target: object, *arguments: str) -> None:
     process = multiprocessing.get_context(method).Process(target=target, args=arguments)  # type: ignore[attr-defined]
     process.start()
@@ -412,6 +435,58 @@ def bounded_fork() -> None:
         return
     os.waitpid(pid, 0)
     print("child ended", flush=True)
+
+
+def measure() -> None:
+    """A message that came without a context."""
+    with queueprop.process_span(queueprop.Destination("memory", "orders"), queueprop.Message({})):
+        pass
+
+
+def measured() -> None:
+    configure()
+    measure()
+    if os.environ["END"] == "at_sigterm":
+        wait_for_signal()
+    if os.environ["END"] == "in_os_exit":
+        flush(20)
+        os._exit(0)
+
+
+def measured_in_children() -> None:
+    """The parent has two to tell when it forks, each child one of its own."""
+    configure()
+    measure()
+    measure()
+    for _ in range(2):
+        if os.environ["METHOD"] == "multiprocessing":
+            child = multiprocessing.get_context("fork").Process(target=measure)
+            child.start()
+            child.join()
+            continue
+        pid = os.fork()
+        if not pid:
+            measure()
+            return
+        os.waitpid(pid, 0)
+
+
+def measured_while_exporting() -> None:
+    """It forks when it is told that its export is under way."""
+    told: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+    configure()
+    measure()
+    threading.Thread(target=flush, args=(20,), daemon=True).start()
+    while not told:
+        time.sleep(0.005)
+    pid = os.fork()
+    if not pid:
+        measure()
+        print("flushed", flush(5), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os._exit(0)
 
 
 if os.environ.get("CONFIGURE_ON_IMPORT"):

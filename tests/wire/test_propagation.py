@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 import queueprop.wire.propagation
 from queueprop import guard
-from queueprop.wire.propagation import BAGGAGE_KEY, Extraction, extract, inject, read, write
+from queueprop.wire.propagation import BAGGAGE_KEY, Extraction, broken, extract, inject, read, write
 from queueprop.wire.w3c import BaggageValue
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -236,6 +236,11 @@ class TestDefault:
             INVALID_SPAN_CONTEXT,
             "malformed",
         )
+
+    def test_what_stands_for_junk_is_malformed(self) -> None:
+        """`broken()`: where a message has something else than headers, however that looks."""
+        found = read(broken())
+        assert (found.reason, found.span_context.is_valid) == ("malformed", False)
 
     def test_a_context_to_continue_has_no_reason(self) -> None:
         """The span context is the one in the context."""
@@ -535,6 +540,7 @@ class TestOther:
 
         assert read({}).reason == read({"other": "1"}).reason == read(None).reason == "missing"
         assert read({"baggage": "k=v"}).reason == "missing"
+        assert read(broken()).reason == "malformed"
         for junk in ("junk", b"\xff", None, 5, ["a"]):
             extraction = read({field: junk})
             assert (extraction.reason, extraction.span_context) == ("malformed", INVALID_SPAN_CONTEXT)
