@@ -8,8 +8,9 @@ there only buffers or dispatches (``SimpleQueue``, remote control, events, tasks
 false, so there is none.
 
 ``itermessages``, ``drain_consumer`` and ``collect_replies`` of kombu.common are loops over such a buffer: their bodies
-run inside each message's span. ``fetch`` and ``iterqueue`` of kombu.compat are pull calls. ``Exchange.publish`` and
-``Channel.basic_publish`` take what was made ready before, and stay as they are; so do remote control and events.
+run inside each message's span. ``fetch`` and ``iterqueue`` of kombu.compat are pull calls; the callbacks that ``fetch``
+is asked to call run inside their message's span. ``Exchange.publish`` and ``Channel.basic_publish`` take what was made
+ready before, and stay as they are; so do remote control and events.
 
 ``messaging.system`` is ``rabbitmq`` for the amqp transports, else the broker: ``redis``, ``memory``, ``filesystem``.
 kombu gives every broker the exchanges and queues of AMQP, so destinations are named as RabbitMQ's everywhere.
@@ -17,31 +18,26 @@ kombu gives every broker the exchanges and queues of AMQP, so destinations are n
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from opentelemetry.trace import Span
 
-from queueprop import guard
 from queueprop.engine.message import Destination
 from queueprop.engine.message import Message as CoreMessage
 from queueprop.kit import calls, checks, rabbitmq
-from queueprop.kit.calls import Arguments, Options, Wrapped
-from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rivals
-from queueprop.kit.iteration import GeneratorMessages, Messages
+from queueprop.kit.calls import Arguments, Options, Wrapped, beneath_partials
+from queueprop.kit.iteration import Messages
 from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.nesting import is_carried
+from queueprop.kit.nesting import is_carried, work_at_hand
+from queueprop.kit.on_demand import on_demand
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 from queueprop.wire.headers import is_altered
 
 try:
-    from kombu import common
     from kombu.entity import Exchange, Queue
     from kombu.message import Message
     from kombu.messaging import Producer
@@ -51,11 +47,29 @@ except ModuleNotFoundError as error:
         raise
     raise missing_extra(__name__, "kombu", "kombu") from None
 
-from queueprop.adapters.kombu.batches import defer
-from queueprop.adapters.kombu.celery import caller_of, is_control, is_housekeeping, publish_task, sends_tasks
-from queueprop.adapters.kombu.destinations import broker_of, client_at, client_of
-from queueprop.adapters.kombu.receiving import deliver, is_received_here
+from queueprop.adapters.kombu.celery import is_control
+from queueprop.adapters.kombu.raw import read
 from queueprop.adapters.kombu.signatures import PUBLISH, parameters_of
+from queueprop.kit.kombu import broker_of, client_at, client_of, fitted_to_frame
+from queueprop.kit.kombu_batches import defer
+
+if TYPE_CHECKING:
+    from queueprop.adapters.kombu.instrumentor import KombuInstrumentor
+else:
+    __getattr__, __dir__ = on_demand(__name__, KombuInstrumentor="instrumentor")
+
+__all__ = [
+    "KOMBU",
+    "KombuInstrumentor",
+    "Publish",
+    "traced_batch",
+    "traced_consumer",
+    "traced_get",
+    "traced_message",
+    "traced_messages",
+    "traced_publish",
+    "traced_settle",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,7 +133,7 @@ def traced_consumer(
         settings: instead of those of the environment.
     """
     checks.check_name("traced_consumer", "queue", queue)
-    return _words.consumer(callback, lambda _: Source(None, queue), destination, settings)
+    return _words.consumer(callback, Source(None, queue), destination, settings)
 
 
 def traced_messages(
@@ -189,31 +203,7 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     return _words.settle(settle, settings)
 
 
-class KombuInstrumentor(Adapter):
-    """Traces every producer of kombu, and every consumer that begins to consume from now on.
-
-    Celery's own traffic is left alone: its events and remote control, and its consumers. A task message has a
-    PRODUCER span unless Celery's own instrumentation made one.
-
-    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_kombu``.
-    """
-
-    library = "kombu"
-    requires = ("kombu >= 5.3",)
-    rivals = Rivals("kombu")
-
-    def patches(self) -> Iterable[Patch]:
-        hooks = _Hooks(KOMBU, self.engine, lambda: self.is_active)
-        yield Patch(Producer, "publish", hooks.publish)
-        yield Patch(Queue, "consume", hooks.consume)
-        yield Patch(Queue, "get", hooks.get)
-        yield Patch(SimpleBase, "get", hooks.pull)
-        yield Patch(common, "drain_consumer", hooks.drain)
-        for operation in _SETTLEMENTS:
-            yield Patch(Message, operation, hooks.settle)
-
-
-_SETTLEMENTS = ("ack", "reject", "requeue")
+SETTLEMENTS = ("ack", "reject", "requeue")
 
 
 class _Kombu(Library):
@@ -234,6 +224,9 @@ class _Kombu(Library):
         if headers and is_carried(headers):
             return None
         publication = _Publication(producer, given, parameters)
+        outer = work_at_hand("publish", self.name)
+        if isinstance(outer, _Publication) and outer.hands_on(publication):
+            publication.about = outer.about
         return None if is_control(publication.exchange) else publication
 
     def message(self, message: Any) -> CoreMessage:
@@ -260,6 +253,13 @@ class _Kombu(Library):
         exchange, routing_key = str(info.get("exchange") or ""), str(info.get("routing_key") or "")
         broker = broker_of(client_at(message.channel))
         return rabbitmq.consumer_destination(exchange, routing_key, queue, *broker)
+
+    def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
+        found = super().delivery_among(given)
+        if found is not None:
+            return found
+        read_ones = (read(argument) for argument in given)
+        return next(((message, None) for message in read_ones if message is not None), None)
 
     def native(self, given: Any) -> Any:
         found = self.delivery_among(given) if isinstance(given, tuple) else None
@@ -296,11 +296,11 @@ KOMBU = _Kombu()
 
 
 def _owner(function: Any) -> Any:
-    return getattr(_method(function), "__self__", None)
+    return getattr(beneath_partials(function), "__self__", None)
 
 
 def _publishes(publish: Any) -> bool:
-    method = _method(publish)
+    method = beneath_partials(publish)
     return isinstance(_producer_of(method), Producer) and parameters_of(method) is not None
 
 
@@ -320,50 +320,19 @@ _words = Words(
     ),
     settle=Call(
         "Message.ack, reject or requeue, as in traced_settle(message.ack)",
-        _SETTLEMENTS,
+        SETTLEMENTS,
         is_one=lambda settle: (
-            isinstance(_owner(settle), Message) and _method(settle).__name__ in _SETTLEMENTS
+            isinstance(_owner(settle), Message) and beneath_partials(settle).__name__ in SETTLEMENTS
         ),
     ),
 )
 
 
-class _Hooks(Hooks):
-    """What kombu has besides: Celery above it, and consumers that have callbacks of several kinds."""
-
-    def publish(self, wrapped: Wrapped, producer: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``Producer.publish``, through which everything goes that kombu sends."""
-        caller = caller_of(sys._getframe(1))
-        if is_housekeeping(caller):
-            return wrapped(*args, **kwargs)
-        publish = functools.partial(super().publish, wrapped, producer)
-        if sends_tasks(caller):
-            return publish_task(self.engine, publish, wrapped, args, kwargs)
-        return publish(args, kwargs)
-
-    def consume(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``Queue.consume``: the callback that a Consumer registers, where the queue is still known."""
-        callback = calls.given(1, "callback", args, kwargs)
-        if not is_received_here(callback):
-            return wrapped(*args, **kwargs)
-        ours = functools.partial(deliver, self, callback, queue.name)
-        args, kwargs = calls.replaced(1, "callback", ours, args, kwargs)
-        return wrapped(*args, **kwargs)
-
-    def get(self, wrapped: Wrapped, queue: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``Queue.get``."""
-        if is_housekeeping(caller_of(sys._getframe(1))):
-            return wrapped(*args, **kwargs)
-        return self.pull(wrapped, queue, args, kwargs)
-
-    def drain(self, wrapped: Wrapped, _: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``drain_consumer``, the generator behind ``itermessages`` and ``collect_replies``."""
-        source = Source(None, _only_queue(calls.given(0, "consumer", args, kwargs)))
-        return self.loop(GeneratorMessages, wrapped(*args, **kwargs), source)
-
-
 class _Publication(Publication):
     """A ``Producer.publish`` or ``SimpleQueue.put``; ``parameters`` are its positional ones."""
+
+    _written: Mapping[Any, Any] | None = None
+    """The headers that were put into the call."""
 
     def __init__(self, producer: Any, given: Mapping[str, Any], parameters: Sequence[str]) -> None:
         self._producer = producer
@@ -381,44 +350,42 @@ class _Publication(Publication):
             body=body if isinstance(body, (bytes, str)) else None,
             native=Publish(name, key, body, self._given_headers, options),
         )
-        destination = rabbitmq.producer_destination(name, key, *broker_of(client_of(producer)))
-        # An on_return callback may publish another message inside a publish.
-        super().__init__(destination, message, about=_NO_BODY if body is None else body)
+        self._client = client = client_of(producer)
+        destination = rabbitmq.producer_destination(name, key, *broker_of(client))
+        # An on_return callback may publish another message inside a publish, an errback the same one elsewhere.
+        super().__init__(destination, message, about=object())
         self._headers = cast("dict[Any, Any]", message.headers)
+        self._body = body
+
+    def hands_on(self, inner: _Publication) -> bool:
+        """Whether a publish within this one is this one's: of the same body, and by the same producer, or with the
+        headers that this one has written.
+        """
+        is_its_own = inner._producer is self._producer or inner._given_headers is self._written
+        return is_its_own and inner._body is self._body
 
     def arguments(self, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
-        if not is_altered(self._headers, self._given_headers):
+        headers = self._headers
+        if not is_altered(headers, self._given_headers):
             return args, kwargs
+        where = "publishing with kombu"
+        headers = fitted_to_frame(headers, self._given_headers, self._client, where, self.destination)
+        self._written = headers
         if "headers" in self._parameters[: len(args)]:
-            return calls.replaced(self._parameters.index("headers"), "headers", self._headers, args, kwargs)
-        return args, {**kwargs, "headers": self._headers}
+            return calls.replaced(self._parameters.index("headers"), "headers", headers, args, kwargs)
+        return args, {**kwargs, "headers": headers}
 
     def end(self, result: Any) -> None:
         if not defer(self._producer, self.send):
             self.send.close()
 
 
-_NO_BODY = object()
 _NO_OPTIONS = frozenset(("body", "message", "headers", "exchange", "routing_key"))
-
-
-def _method(function: Any) -> Any:
-    """What it calls, below the arguments that are bound already."""
-    return _method(function.func) if isinstance(function, functools.partial) else function
 
 
 def _producer_of(method: Any, instance: Any = None) -> Any:
     owner = getattr(method, "__self__", instance)
     return owner.producer if isinstance(owner, SimpleBase) else owner
-
-
-def _only_queue(consumer: Any) -> str | None:
-    try:
-        queues: Sequence[Any] = getattr(consumer, "queues", ())
-        return queues[0].name if len(queues) == 1 else None
-    except Exception as error:
-        guard.fault("looking at a consumer of kombu", error)
-        return None
 
 
 def _text(value: Any) -> str | None:

@@ -7,14 +7,10 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opentelemetry.context import get_current
-from opentelemetry.trace import get_current_span
-
 from queueprop import guard
 from queueprop.engine.engine import Engine
-from queueprop.engine.message import Message
-from queueprop.engine.scope import is_suppressed, span_context_of
 from queueprop.kit.calls import Arguments, Options, Wrapped
+from queueprop.kit.nesting import is_in_a_span
 from queueprop.wire import propagation
 
 _CELERY_TASKS = "celery.app.amqp"
@@ -81,7 +77,7 @@ def publish_task(
         carried = propagation.read(headers)
         if carried.reason is None:
             return wrapped(*args, **kwargs)
-        if span_context_of(get_current_span()).is_valid:
+        if is_in_a_span():
             return wrapped(*args, **_with_current(engine, kwargs))
     return publish(args, kwargs)
 
@@ -90,11 +86,9 @@ def _with_current(engine: Engine, kwargs: Options) -> Options:
     """The span of Celery's own instrumentation is current, and did not come into the headers: it leaves alone what
     is empty, as the headers of Celery's first task protocol are.
     """
-    written: dict[str, Any] = {}
     try:
-        current = get_current()
-        if not is_suppressed(current):
-            engine.write(Message(headers=written), current)
+        written = engine.carrier()
+        return {**kwargs, "headers": {**(kwargs.get("headers") or {}), **written}} if written else kwargs
     except Exception as error:
         guard.fault("writing the headers of a task", error)
-    return {**kwargs, "headers": {**(kwargs.get("headers") or {}), **written}} if written else kwargs
+        return kwargs

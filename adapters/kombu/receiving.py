@@ -10,21 +10,18 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import wrapt
 from kombu.messaging import Consumer
 
 from queueprop import guard
 from queueprop.adapters.kombu.celery import is_control
 from queueprop.engine.scope import Scope
+from queueprop.kit.calls import Arguments, Options, beneath_partials
+from queueprop.kit.handlers import run_inside
 from queueprop.kit.hooks import Hooks
 from queueprop.kit.library import Source
-
-if TYPE_CHECKING:
-    _Proxy = wrapt.ObjectProxy[Any]
-else:
-    _Proxy = wrapt.ObjectProxy
+from queueprop.kit.proxies import Proxy
 
 
 def is_received_here(callback: Any) -> bool:
@@ -45,7 +42,28 @@ def deliver(hooks: Hooks, callback: types.MethodType, queue: str, raw: Any) -> A
     return receive(raw)
 
 
-class _Receiving(_Proxy):
+def is_of_the_user(callback: Any) -> bool:
+    """Whether what is registered with a queue is a function of the user's, which is given what the transport gives."""
+    try:
+        return callable(callback) and not _is_of_a_library(callback)
+    except Exception as error:
+        guard.fault("looking at a callback of kombu's", error)
+        return False
+
+
+def registered(hooks: Hooks, callback: Callable[..., Any], queue: str) -> Callable[..., Any]:
+    """In place of such a function."""
+
+    def begin(args: Arguments, kwargs: Options) -> Scope | None:
+        found = hooks.library.delivery_among((*args, *kwargs.values())) if hooks.is_active() else None
+        if found is None or is_control(found[0].delivery_info.get("exchange")):
+            return None
+        return hooks.process(found[0], Source(None, queue))
+
+    return run_inside(callback, begin)
+
+
+class _Receiving(Proxy):
     """A consumer as its ``_receive_callback`` sees it for one delivery: what it calls runs in the message's span.
 
     The consumer itself stays as it is: it is the user's, and several threads may look at it.
@@ -141,6 +159,4 @@ def _has_receive_of_its_own(consumer: Any) -> bool:
 
 def _is_of_a_library(handler: Any) -> bool:
     """Whether this callback is kombu's or Celery's own, which buffers or dispatches."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    return str(getattr(handler, "__module__", "")).partition(".")[0] in ("celery", "kombu")
+    return str(getattr(beneath_partials(handler), "__module__", "")).partition(".")[0] in ("celery", "kombu")

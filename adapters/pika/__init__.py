@@ -18,36 +18,57 @@ inside ``traced_message``.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from opentelemetry.trace import Span
 
-from queueprop import guard
-from queueprop.engine.engine import Engine
+from queueprop.adapters.pika.channels import (
+    broker_of,
+    channel_below,
+    is_wrapped_by_another,
+    parameters_of,
+    published_to,
+)
 from queueprop.engine.message import Destination, Message
 from queueprop.kit import calls, checks, rabbitmq
 from queueprop.kit.calls import Arguments, Options, Wrapped
-from queueprop.kit.hooks import Hooks
-from queueprop.kit.instrumentor import Adapter, Patch, Rival, Rivals, how_to_choose
-from queueprop.kit.iteration import GeneratorMessages, Messages
+from queueprop.kit.iteration import Messages
 from queueprop.kit.libraries import missing_extra
 from queueprop.kit.library import Library, Publication, Settlement, Source
-from queueprop.kit.nesting import Mark, is_spoken_for
+from queueprop.kit.nesting import is_spoken_for
+from queueprop.kit.on_demand import on_demand
 from queueprop.kit.words import Call, Words
 from queueprop.settings import Settings
 
 try:
     from pika import BasicProperties
-    from pika.adapters.blocking_connection import BlockingChannel
     from pika.channel import Channel
     from pika.spec import Basic
 except ModuleNotFoundError as error:
     if error.name != "pika":
         raise
     raise missing_extra(__name__, "pika", "pika") from None
+
+if TYPE_CHECKING:
+    from queueprop.adapters.pika.instrumentor import PikaInstrumentor
+else:
+    __getattr__, __dir__ = on_demand(__name__, PikaInstrumentor="instrumentor")
+
+__all__ = [
+    "PIKA",
+    "Delivery",
+    "PikaInstrumentor",
+    "Publish",
+    "traced_batch",
+    "traced_consumer",
+    "traced_get",
+    "traced_message",
+    "traced_messages",
+    "traced_publish",
+    "traced_settle",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -183,35 +204,6 @@ def traced_settle(settle: Callable[P, R], *, settings: Settings | None = None) -
     return _words.settle(settle, settings)
 
 
-_RIVAL = Rival.contrib("pika", "PikaInstrumentor")
-
-
-class PikaInstrumentor(Adapter):
-    """Traces every channel of pika that publishes or consumes from now on.
-
-    ``opentelemetry-instrument`` finds it by itself, unless ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_pika``.
-    """
-
-    library = "pika"
-    requires = ("pika >= 1.3",)
-    rivals = Rivals("pika", _RIVAL)
-
-    def patches(self) -> Iterable[Patch]:
-        hooks = _Hooks(PIKA, self.engine, lambda: self.is_active)
-        for channel in (Channel, BlockingChannel):
-            yield Patch(channel, "basic_publish", hooks.publish)
-            yield Patch(
-                channel, "basic_consume", hooks.registers(1, "on_message_callback", _consumed, _is_pika_s)
-            )
-        yield Patch(BlockingChannel, "consume", hooks.iterate)
-        yield Patch(BlockingChannel, "cancel", hooks.cancel)
-        yield Patch(BlockingChannel, "basic_get", hooks.pull)
-        yield Patch(Channel, "basic_get", hooks.registers(1, "callback", _consumed, _is_pika_s))
-        for name in ("basic_ack", "basic_nack", "basic_reject"):
-            yield Patch(Channel, name, hooks.settle)
-        yield Patch(Channel, "basic_recover", hooks.recover)
-
-
 class _Pika(Library):
     name = "pika"
     message_form = "delivery of pika's, (method, properties, body)"
@@ -234,6 +226,10 @@ class _Pika(Library):
     def message(self, delivery: Any) -> Message:
         return rabbitmq.delivered(delivery.method, delivery.properties, delivery.body, delivery)
 
+    def route(self, native: Any) -> tuple[object, ...]:
+        method = native[0]
+        return getattr(method, "exchange", ""), getattr(method, "routing_key", "")
+
     def consumed_from(self, native: Any, source: Source | None) -> Destination:
         method = None if native is None else native[0]
         queue, channel = (None, None) if source is None else (source.name, source.via)
@@ -241,11 +237,15 @@ class _Pika(Library):
             getattr(method, "exchange", ""),
             getattr(method, "routing_key", ""),
             queue,
-            *_broker(_parameters(channel)),
+            *broker_of(channel),
         )
 
     def delivery_among(self, given: Sequence[Any]) -> tuple[Any, Any] | None:
         """pika's method object, with properties and body behind it and the channel before it."""
+        if len(given) == 4:  # as pika calls it
+            channel, method, properties, body = given
+            if isinstance(method, _DELIVERIES) and properties is not None:
+                return calls.named(Delivery, (method, properties, body)), channel
         for index, argument in enumerate(given):
             if isinstance(argument, _DELIVERIES):
                 properties, body = (*given[index + 1 : index + 3], None, None)[:2]
@@ -254,6 +254,8 @@ class _Pika(Library):
         return None
 
     def is_nothing(self, native: Any) -> bool:
+        if type(native) is Delivery:
+            return native[0] is None
         return native is None or (isinstance(native, tuple) and len(native) > 0 and native[0] is None)
 
     def is_message(self, native: Any) -> bool:
@@ -268,11 +270,11 @@ class _Pika(Library):
         )
 
     def leaves_alone(self, channel: Any) -> bool:
-        return _is_wrapped_by_another(channel)
+        return is_wrapped_by_another(channel)
 
     def settlement_of(self, native: Any, source: Source | None) -> tuple[Any, Hashable] | None:
         method = native[0]
-        channel = _channel_below(None if source is None else source.via)
+        channel = channel_below(None if source is None else source.via)
         if not isinstance(channel, Channel):
             return None, method.delivery_tag
         needs_none = None if source is None else source.needs_no_settlement
@@ -284,7 +286,7 @@ class _Pika(Library):
         operation = str(getattr(call, "__name__", "settle")).removeprefix("basic_")
         tag = calls.given(0, "delivery_tag", args, kwargs) or 0
         multiple = calls.given(1, "multiple", args, kwargs)
-        return rabbitmq.settlement(operation, _channel_below(channel), tag, multiple)
+        return rabbitmq.settlement(operation, channel_below(channel), tag, multiple)
 
 
 PIKA = _Pika()
@@ -309,76 +311,6 @@ _words = Words(
 _DELIVERIES = (Basic.Deliver, Basic.GetOk)
 
 
-def _consumed(channel: Any, args: Arguments, kwargs: Options, call: Wrapped) -> Source:
-    """What ``basic_consume`` and a Channel's ``basic_get``, which answers by a callback, too, are about."""
-    queue = calls.given(0, "queue", args, kwargs)
-    return Source(channel, queue, bool(calls.given(2, "auto_ack", args, kwargs)))
-
-
-def _is_pika_s(callback: Any) -> bool:
-    return str(getattr(callback, "__module__", "")).startswith("pika.")
-
-
-class _Hooks(Hooks):
-    """What pika has besides: generators that are kept by their channel, and all that a channel forgets at once."""
-
-    def __init__(self, library: Library, engine: Engine, is_active: Callable[[], bool]) -> None:
-        super().__init__(library, engine, is_active)
-        self._loops: weakref.WeakKeyDictionary[Any, weakref.ref[GeneratorMessages[Any]]] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def publish(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_publish`` of both layers. A Channel that is closed knows no more of the facade above it."""
-        if is_spoken_for(channel):
-            with Mark("publish", self.library.name):
-                return wrapped(*args, **kwargs)
-        return super().publish(wrapped, channel, args, kwargs)
-
-    def iterate(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``consume``, which gives a generator. A second one on the channel goes on where the first ended."""
-        if is_spoken_for(channel):
-            return wrapped(*args, **kwargs)
-        self._leave_loop(channel)
-        messages = wrapped(*args, **kwargs)
-        loop = self.loop(GeneratorMessages, messages, self.library.source(channel, args, kwargs, wrapped))
-        self._loops[channel] = weakref.ref(loop)
-        return loop
-
-    def cancel(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``cancel``, which ends the generator of ``consume``: the last message of one that is kept is over.
-
-        pika then rejects what was fetched and not handed over yet, each in its message's trace.
-        """
-        self._leave_loop(channel)
-        if self.settles and not self.library.leaves_alone(channel):
-            try:
-                for source, delivery in _fetched(channel):
-                    destination, message = (
-                        self.library.consumed_from(delivery, source),
-                        self.library.message(delivery),
-                    )
-                    self.await_settlement(delivery, source, destination, message)
-            except Exception as error:
-                guard.fault("preparing a cancel with pika", error)
-        return wrapped(*args, **kwargs)
-
-    def _leave_loop(self, channel: Any) -> None:
-        reference = self._loops.pop(channel, None)
-        loop = reference() if reference is not None else None
-        if loop is not None:
-            loop.leave()
-
-    def recover(self, wrapped: Wrapped, channel: Any, args: Arguments, kwargs: Options) -> Any:
-        """Around ``basic_recover``: what is unsettled comes again, with other delivery tags."""
-        result = wrapped(*args, **kwargs)
-        try:
-            self.library.unsettled.clear(_channel_below(channel))
-        except Exception as error:
-            guard.fault("forgetting what pika asked for again", error)
-        return result
-
-
 # Publishing
 
 
@@ -388,23 +320,22 @@ class _Publication(rabbitmq.TablePublication):
     library = "pika"
 
     def __init__(self, channel: Any, exchange: Any, routing_key: Any, body: Any, given: Any) -> None:
-        self._parameters = parameters = _parameters(channel)
+        self._channel = channel
         properties = BasicProperties() if given is None else _copied(given)
-        headers: Any = getattr(properties, "headers", _ODD)
-        # Whatever is empty pika takes for an empty table.
-        if not headers or type(headers) is dict or isinstance(headers, Mapping):
-            properties.headers = headers = dict(headers or {})
-        else:
-            headers = None
-        own_headers = getattr(given, "headers", None) or {}
-        destination = rabbitmq.producer_destination(exchange, routing_key, *_broker(parameters))
-        publish = Publish(exchange, routing_key, body, properties)
+        own_headers: Any = (
+            getattr(properties, "headers", _ODD) or {}
+        )  # whatever is empty pika takes for an empty table
+        headers = None
+        if type(own_headers) is dict or isinstance(own_headers, Mapping):
+            properties.headers = headers = dict(own_headers)
+        destination = published_to(channel, exchange, routing_key)
+        publish = calls.named(Publish, (exchange, routing_key, body, properties))
         told = body if isinstance(body, (bytes, str)) else None
         message = rabbitmq.published(properties, headers, told, publish)
         super().__init__(destination, message, own_headers, properties, (3, "properties"))
 
     def frame_max(self) -> int:
-        return getattr(self._parameters, "frame_max", 0)
+        return getattr(parameters_of(self._channel), "frame_max", 0)
 
     def encoded(self) -> int:
         return sum(map(len, self.outgoing.encode()))
@@ -426,50 +357,3 @@ def _publish_arguments(
 
 
 _ODD = object()
-
-
-# Channels
-
-
-def _fetched(channel: Any) -> list[tuple[Source, Delivery]]:
-    """What ``consume`` has fetched and not handed over yet, each with its queue; nothing where it needs no ack."""
-    consumer = channel._queue_consumer_generator
-    if consumer is None:
-        return []
-    queue, auto_ack, _ = consumer.params
-    events = [] if auto_ack else list(consumer.pending_events)
-    return [
-        (Source(channel, queue, False), Delivery(event.method, event.properties, event.body))
-        for event in events
-        if hasattr(event, "method")  # and no word of the broker's that the consumer is cancelled
-    ]
-
-
-def _is_wrapped_by_another(channel: Any) -> bool:
-    """Whether another instrumentation has wrapped this very channel, which lasts when that one is switched off."""
-    for one in (channel, getattr(channel, "_cookie", None)):  # a Channel's cookie is the facade above it
-        if hasattr(getattr(one, "__dict__", _NOTHING).get("basic_publish"), "_original_function"):
-            guard.mistake(
-                "instrumenting pika",
-                "opentelemetry.instrumentation.pika has instrumented a channel, and a channel stays so; queueprop "
-                f"leaves that one to it; {how_to_choose('pika', _RIVAL)}",
-            )
-            return True
-    return False
-
-
-_NOTHING: Mapping[str, Any] = {}
-
-
-def _channel_below(channel: Any) -> Any:
-    return getattr(channel, "_impl", channel)
-
-
-def _broker(parameters: Any) -> tuple[str, str | None, int | None]:
-    """``messaging.system``, host and port."""
-    return rabbitmq.SYSTEM, getattr(parameters, "host", None), getattr(parameters, "port", None)
-
-
-def _parameters(channel: Any) -> Any:
-    connection = getattr(channel, "connection", None)
-    return getattr(getattr(connection, "_impl", connection), "params", None)
