@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from opentelemetry import baggage, context
 
-from integration.contract.telemetry import DEADLINE, SpanRecord
+from integration.contract.telemetry import DEADLINE
 from integration.live import NOTHING, current
 from queueprop import Settings
 from queueprop.adapters import aiokafka as adapter
@@ -167,10 +167,6 @@ async def consume(
                 left -= 1
                 if not left:
                     break
-
-
-def origin(span: SpanRecord) -> tuple[str, str | None]:
-    return span.trace_id, span.parent_id
 
 
 def contexts(record: Any) -> list[tuple[str, str]]:

@@ -27,14 +27,13 @@ from integration.aiokafka.programs import (
     consume,
     contexts,
     in_loop,
-    origin,
     producing,
     reading,
     send,
 )
 from integration.contract.run import only
 from integration.contract.telemetry import DEADLINE, ambient_span
-from integration.live import NOTHING, Spans, current, unique
+from integration.live import NOTHING, Spans, current, origin, unique
 from queueprop.adapters import aiokafka as adapter
 
 

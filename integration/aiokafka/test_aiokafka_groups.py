@@ -20,13 +20,12 @@ from integration.aiokafka.programs import (
     consume,
     consuming,
     in_loop,
-    origin,
     producing,
     reading,
     send,
 )
 from integration.contract.run import only
-from integration.live import NOTHING, Spans, current, unique
+from integration.live import NOTHING, Spans, current, origin, unique
 from queueprop import Settings
 
 

@@ -20,7 +20,6 @@ from integration.aiokafka.programs import (
     Tracing,
     consuming,
     create_topic,
-    origin,
     producing,
     reading,
     send,
@@ -29,7 +28,7 @@ from integration.brokers import KafkaCluster
 from integration.brokers.kafka import addresses
 from integration.contract.run import only
 from integration.contract.telemetry import DEADLINE
-from integration.live import NOTHING, Bodies, Spans, current, run_killed, unique
+from integration.live import NOTHING, Bodies, Spans, current, origin, run_killed, unique
 from queueprop import Settings
 
 LEADER = 1

@@ -26,7 +26,6 @@ from integration.aiokafka.programs import (
     consume,
     contexts,
     in_loop,
-    origin,
     producing,
     read,
     reading,
@@ -34,7 +33,7 @@ from integration.aiokafka.programs import (
 )
 from integration.contract.run import only
 from integration.contract.telemetry import ambient_span
-from integration.live import NOTHING, Spans, current, unique
+from integration.live import NOTHING, Spans, current, origin, unique
 from queueprop import guard
 
 

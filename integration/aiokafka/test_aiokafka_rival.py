@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from integration.aiokafka.programs import STYLES, Tracing, consume, origin, producing, reading
+from integration.aiokafka.programs import STYLES, Tracing, consume, producing, reading
 from integration.contract.telemetry import DEADLINE
-from integration.live import Spans, unique
+from integration.live import Spans, origin, unique
 from queueprop import guard
 
 
