@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import struct
 import time
 from collections import deque
-from typing import Any
-
-import wrapt
-from opentelemetry.trace import Span
+from typing import TYPE_CHECKING, Any
 
 from queueprop import guard
 from queueprop.engine.operations import Process
 from queueprop.process.flush import flush
+
+if TYPE_CHECKING:
+    from queueprop.adapters.rq.withheld import Withheld
 
 
 def hand_over(timeout: float, patience: float, left: float = math.inf) -> bool | None:
@@ -118,6 +117,8 @@ class Kept:
         """
         if not process.span.is_recording():
             return
+        from queueprop.adapters.rq.withheld import Withheld  # where nobody takes spans: wrapt takes its time
+
         guard.mistake("handing over the spans of jobs", _NOBODY_TAKES_THEM % timeout)
         withheld: Any = Withheld(process.span)
         process.span = withheld
@@ -131,25 +132,6 @@ class Kept:
                 span._self_release()
             except Exception as error:
                 guard.fault("ending the span of a job", error)
-
-
-_Proxy: Any = wrapt.ObjectProxy
-
-
-class Withheld(_Proxy):  # type: ignore[misc]
-    """A span that ends later than it says."""
-
-    def __init__(self, span: Span) -> None:
-        super().__init__(span)
-        self._self_pid = os.getpid()
-        self._self_ended_at: int | None = None
-
-    def end(self, end_time: int | None = None) -> None:
-        self._self_ended_at = time.time_ns() if end_time is None else end_time
-
-    def _self_release(self) -> None:
-        if self._self_pid == os.getpid():
-            self.__wrapped__.end(self._self_ended_at)
 
 
 MOST_KEPT = 2048

@@ -12,6 +12,7 @@ from queueprop.adapters.rq.lines import Line, Told, unnamed_file
 from queueprop.adapters.rq.messages import SYSTEM
 from queueprop.adapters.rq.performing import Performance
 from queueprop.engine.engine import Engine
+from queueprop.engine.relay import records_for_children
 from queueprop.kit.nesting import Mark, work_at_hand
 
 
@@ -28,8 +29,13 @@ class Horse:
             engine, job, queue.name, queue.connection, started_at=time.time_ns() if spawned else None
         )
         self.line = self.performance.line = Line(unnamed_file() if spawned else None)
-        if not spawned:
-            self.performance.begin_for_another_process()
+        if spawned:
+            self.performance.process.is_reserve = (
+                True  # the horse makes one of its own, if it has an SDK by then
+            )
+        else:
+            self.performance.parent_measures = records_for_children(engine.instruments())
+        self.performance.begin_for_another_process()
 
     def exited(self, status: int | None, *, stopped: bool) -> None:
         self._status, self._stopped = status, stopped
@@ -55,6 +61,8 @@ class Horse:
         performance, told = self.performance, self.line.told()
         if told is not None and self.spawned:
             collector.circuit.note(told.answered, performance.engine.settings.flush_timeout)
+        if told is not None:
+            performance.record_measured()
         if self._has_ended(told):
             performance.process.detach()
         else:
@@ -65,6 +73,8 @@ class Horse:
     def _end(self, told: Told | None, failure: Exception | None) -> None:
         performance = self.performance
         performance.begin()
+        if self.spawned:
+            performance.process.confirm()
         if collector.circuit.is_open:
             collector.kept.withhold(performance.process, performance.engine.settings.flush_timeout)
         if told is not None:

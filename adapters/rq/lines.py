@@ -49,6 +49,8 @@ class Line:
         found = os.fstat(end.fd)
         if (found.st_dev, found.st_ino) != (end.device, end.inode):
             raise OSError(errno.EBADF, "the descriptor that leads to the worker is another file's")
+        if found.st_size != LINE_SIZE:  # and is never cut: its parent would die of reading beyond
+            raise OSError(errno.EINVAL, "the line to the worker is another version's")
         with open(end.fd, "r+b", buffering=0) as file:
             line = cls(file)
         line._file = None
@@ -72,6 +74,7 @@ class Line:
             for text, most in zip(told[2:], _LONGEST_TEXTS, strict=True)
         ]
         body = _HEAD.pack(told.ended, _ANSWERS.index(told.answered), *map(len, texts)) + b"".join(texts)
+        assert len(body) < _MEASURED_AT
         self._memory[1 : 1 + len(body)] = body
         self._memory[0] = 1  # last: a horse that is killed meanwhile has told nothing
 
@@ -85,12 +88,34 @@ class Line:
             at += length
         return Told(ended, _ANSWERS[answer] if answer < len(_ANSWERS) else None, *texts)
 
+    def put_measured(self, packed: bytes) -> None:
+        """Before ``tell``, without which it counts for nothing. At most ``ROOM`` bytes."""
+        at = _MEASURED_AT + _LENGTH.size
+        self._memory[_MEASURED_AT:at] = _LENGTH.pack(len(packed))
+        self._memory[at : at + len(packed)] = packed
+
+    def measured(self) -> bytes:
+        (length,) = _LENGTH.unpack_from(self._memory, _MEASURED_AT)
+        at = _MEASURED_AT + _LENGTH.size
+        return self._memory[at : at + min(length, ROOM)]
+
     def close(self) -> None:
         self.take_back()
         self._memory.close()
 
 
-LINE_SIZE = 4096
+LINE_SIZE = 1 << 18
+"""Of which the system gives what is written to."""
+
+
+_MEASURED_AT = 4096
+
+
+_LENGTH = struct.Struct("=I")
+
+
+ROOM = LINE_SIZE - _MEASURED_AT - _LENGTH.size
+"""Bytes for what a horse has measured: some thousands of publishes."""
 
 
 _HEAD = struct.Struct("=?BHHH")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, cast
 
+from opentelemetry.util.types import AttributeValue
 from rq.job import Job
 
 from queueprop import guard
-from queueprop.engine.message import Destination, Message
+from queueprop.engine.message import Destination, Message, bounded, remembered
 from queueprop.kit import redis
-from queueprop.kit.jobs import with_carrier
+from queueprop.kit.jobs import SCHEDULE, with_carrier
 
 META_KEY = "queueprop"
 """Where in ``job.meta`` the context travels."""
@@ -28,7 +28,7 @@ class Published(list[Any]):
     """The jobs' data of one ``enqueue_many`` that is traced already."""
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered
 def _destination_at(name: str, host: str | None, port: int | None) -> Destination:
     return Destination(system=SYSTEM, name=name, server_address=host, server_port=port)
 
@@ -67,15 +67,19 @@ def holds_meta(job: Any) -> bool:
 _RETRIES = "retries"
 """Beside the context: how many retries the job began with, for RQ only counts how many are left."""
 
-BESIDE = (_RETRIES,)
+BESIDE = (_RETRIES, SCHEDULE)
 """What stands beside the context, and goes with each publish anew."""
+
+
+_DIGITS = 9
+"""Of a number of retries. What stands there is input, and ``int`` refuses thousands."""
 
 
 def attempt_of(job: Any, carrier: Any) -> int | None:
     """Which attempt this is, where RQ tells: not for a job that repeats. A job requeued by hand begins anew."""
     returned = getattr(job, "number_of_retries", None) or 0
     most = carrier.get(_RETRIES) if isinstance(carrier, dict) else None
-    if isinstance(most, str) and most.isdecimal() and job.retries_left is not None:
+    if isinstance(most, str) and most.isdecimal() and len(most) <= _DIGITS and job.retries_left is not None:
         return 1 + max(0, int(most) - int(job.retries_left)) + int(returned)
     if job.retries_left is None and (returned or job.ended_at is None):
         return 1 + int(returned)
@@ -99,17 +103,17 @@ def with_id(data: Any, queue: Any) -> Any:
     return data._replace(job_id=str(uuid.uuid4())) if data.job_id is None and queue.job_class is Job else data
 
 
-def describe_job(job: Any) -> dict[str, str]:
+def function_of(job: Any) -> dict[str, AttributeValue]:
     # Not func_name: it would unpickle the job.
     name = job._func_name
-    return {FUNCTION: name} if isinstance(name, str) else {}
+    return {FUNCTION: bounded(name)} if isinstance(name, str) else {}
 
 
-def describe_data(data: Any) -> dict[str, str]:
+def function_in(data: Any) -> dict[str, AttributeValue]:
     if isinstance(data.func, str):
-        return {FUNCTION: data.func}
+        return {FUNCTION: bounded(data.func)}
     name = getattr(data.func, "__qualname__", None)
-    return {FUNCTION: f"{data.func.__module__}.{name}"} if name else {}
+    return {FUNCTION: f"{getattr(data.func, '__module__', '')}.{name}"} if name else {}
 
 
 FUNCTION = "code.function.name"

@@ -7,24 +7,26 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from opentelemetry.trace import NonRecordingSpan, Span
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from queueprop import guard
 from queueprop.adapters.rq import collector
 from queueprop.adapters.rq.collector import hand_over
-from queueprop.adapters.rq.lines import Line, Told
+from queueprop.adapters.rq.lines import ROOM, Line, Told
 from queueprop.adapters.rq.messages import (
     FUNCTION,
     META_KEY,
     SYSTEM,
     attempt_of,
-    describe_job,
     destination_of,
+    function_of,
     seconds_of,
 )
+from queueprop.engine import relay
 from queueprop.engine.engine import Engine
 from queueprop.engine.message import Message
 from queueprop.engine.operations import error_type_of
+from queueprop.engine.relay import Relay
 from queueprop.kit.jobs import Performance as _Performance
 from queueprop.kit.jobs import performance_at_hand, with_carrier
 
@@ -36,8 +38,12 @@ class Performance(_Performance):
     """In a work horse: to its parent."""
     in_horse = False
     """Whether the process is one, which RQ ends in ``os._exit``."""
+    parent_measures = False
+    """Whether the parent of the horse records what that measures."""
 
     _begun = False
+    _relay: Relay | None = None
+    _parent = 0
 
     def __init__(
         self, engine: Engine, job: Any, queue_name: str, connection: Any, started_at: int | None = None
@@ -71,6 +77,34 @@ class Performance(_Performance):
         self.begin()
         self.process.detach()
 
+    def begin_in_horse(self) -> None:
+        """Nothing is measured before it that is not the parent's."""
+        self.in_horse = True
+        self._parent = self._pid
+        if self.line is not None and self.line is parent_line:
+            self.process.elsewhere = parent_span
+        if self.parent_measures:
+            self._relay = Relay(self.engine.instruments())
+
+    def leave_measured(self) -> None:
+        """To the parent, once the line tells it how the job has ended. Where it is gone the horse records it itself."""
+        kept, self._relay = self._relay, None
+        if kept is None or self.line is None:
+            return
+        try:
+            self.line.put_measured(kept.end(ROOM if os.getppid() == self._parent else 0))
+        except Exception as fault:
+            guard.fault("handing the metrics of a job to its worker", fault)
+
+    def record_measured(self) -> None:
+        """In the parent: what the horse has left."""
+        if not self.parent_measures or self.line is None:
+            return
+        try:
+            relay.record(self.engine.instruments(), self.line.measured(), self.process.settle_context)
+        except Exception as fault:
+            guard.fault("recording the metrics of a work horse", fault)
+
     def leave(self, failure: BaseException | None) -> None:
         if os.getpid() != self._pid:
             leave_to_parent(self, self.in_horse)
@@ -94,7 +128,7 @@ class Performance(_Performance):
 
     def conclude(self, error: BaseException | None) -> None:
         if self.process.span.is_recording():
-            self.process.span.set_attributes(describe_job(self.job))
+            self.process.span.set_attributes(function_of(self.job))
         super().conclude(error)
 
     def take_over(self, told: Told) -> None:
@@ -128,10 +162,12 @@ def end_in_horse(performance: Performance, failure: BaseException | None) -> Non
     patience = collector.circuit.patience(timeout)
     if line is None or patience:
         performance.end(failure)
+        performance.leave_measured()
         _tell(line, performance, error, True, hand_over(timeout, patience))
     else:
         # It would get no further than this process. The parent has it as well, and can keep it.
         performance.process.detach()
+        performance.leave_measured()
         _tell(line, performance, error, False, None)
 
 
@@ -159,7 +195,7 @@ def _tell(
             Told(
                 ended,
                 answered,
-                function=describe_job(performance.job).get(FUNCTION, ""),
+                function=str(function_of(performance.job).get(FUNCTION, "")),
                 error_type="" if error is None else error_type_of(error),
                 error_text="" if error is None else _text_of(error),
             )
@@ -170,6 +206,9 @@ def _tell(
 
 parent_line: Line | None = None
 """In a spawned horse: to its parent."""
+
+parent_span: SpanContext | None = None
+"""In a spawned horse: what its parent has begun, and ends where this program has no SDK when the job begins."""
 
 
 def _is_recorded(span: Span) -> bool:
