@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-_HINT = 'queueprop: the command line needs {missing}: pip install "queueprop[demo]"'
+_HINT = 'queueprop: the command line needs {missing}: pip install "queueprop[cli]"'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

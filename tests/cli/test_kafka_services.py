@@ -7,12 +7,13 @@ import json
 import logging
 import runpy
 from collections.abc import AsyncIterator, Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import aiokafka
 import pytest
 import uvicorn
+from aiokafka import ConsumerRecord
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 import queueprop
@@ -51,7 +52,8 @@ class Client:
     async def __aiter__(self) -> AsyncIterator[Any]:
         while self._position < len(self._records):
             offset, self._position = self._position, self._position + 1
-            yield SimpleNamespace(offset=offset, value=json.dumps(self._records[offset]).encode())
+            value = json.dumps(self._records[offset]).encode()
+            yield ConsumerRecord("emails", 0, offset, 0, 0, None, value, None, -1, len(value), ())
 
 
 @pytest.fixture
@@ -159,11 +161,14 @@ def test_delayed_order_is_sent_later(clients: list[Client]) -> None:
 def test_mail(
     email: str, retries: int, deliveries: int, told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One span a delivery; what fails is had again where it may be, and is committed when it is over."""
+    """One span a delivery, which has the failure; what fails is had again where it may be, then committed."""
     consumer = Client({"email": email, "item": "tea", "retries": retries})
     with capture_spans() as spans:
         asyncio.run(notification_service.work(consumer))
-    assert [span.name for span in spans] == ["send mail"] * deliveries
+    assert [span.name for span in spans] == ["send mail", "process emails"] * deliveries
+    failures = [it.status.description or "" for it in spans.named("process emails") if not it.status.is_ok]
+    assert len(failures) == (told is not None)
+    assert all(failure.partition(": ")[2] in caplog.text for failure in failures)
     assert consumer.calls == [("committed", 1)]
     assert [record.levelno > logging.INFO for record in caplog.records].count(True) == (told is not None)
     assert (told or "") in caplog.text

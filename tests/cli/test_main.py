@@ -25,10 +25,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """``queueprop --help`` lists what there is."""
     assert _exit_status("--help") == 0
-    assert "demo" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("demo", "doctor", "peek", "watch"))
 
 
 def test_unknown_broker_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +47,7 @@ def test_without_the_command_line_library(
     assert main(["demo"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert 'click: pip install "queueprop[demo]"' in message
+    assert 'click: pip install "queueprop[cli]"' in message
 
 
 def test_our_own_missing_module_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:

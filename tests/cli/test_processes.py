@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from queueprop.cli.demo import keeper
+from queueprop.cli.demo import processes as processes_module
 from queueprop.cli.demo.processes import Died, Processes, accepts, free_port, until
 from queueprop.cli.demo.signals import Stopped, StopSignals
 
@@ -104,11 +105,51 @@ def test_process_that_does_not_stop() -> None:
 
 
 def test_waiting_has_an_end() -> None:
-    """A condition that does not come true is a TimeoutError that says what was waited for."""
+    """A condition that does not come true is a TimeoutError: what was waited for, and what was printed meanwhile."""
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
     with Processes(_ignore) as processes:
         process = processes.start("sleeps", SLEEP, {})
-        with pytest.raises(TimeoutError, match=r"0\.1 s for rain"):
-            until("rain", lambda: False, 0.1, process)
+        _wait(lambda: process.has_printed("ready"))
+        with pytest.raises(TimeoutError) as caught:
+            until("rain", lambda: False, 0.1, process, processes.start("is silent", silent, {}))
+    assert str(caught.value).splitlines() == [
+        "waited 0.1 s for rain",
+        "sleeps has printed:",
+        "ready",
+        "is silent has printed nothing",
+    ]
+
+
+def test_machine_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour in which nobody could look is no hour in which nothing came; one that a look has taken is."""
+    clock = [0.0]
+    looks: list[int] = []
+
+    def pass_an_hour(seconds: float = 0.0) -> None:
+        clock[0] += 3600
+
+    def look(seconds: float = 0.0) -> bool:
+        clock[0] += seconds
+        looks.append(1)
+        return len(looks) == 5
+
+    monkeypatch.setattr(
+        processes_module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pass_an_hour)
+    )
+    until("the fifth look", look, 10)
+    looks.clear()
+    with pytest.raises(TimeoutError):
+        until("the fifth look", lambda: look(3600), 10)
+    assert len(looks) == 2
+
+
+def test_being_ready_is_not_forgotten() -> None:
+    """A line that says so counts, however many have come after it: what waits asks now and then."""
+    talks = [sys.executable, "-c", "print('ready'); [print(number) for number in range(5000)]; print('end')"]
+    with Processes(_ignore) as processes:
+        process = processes.start("talks", talks, {})
+        _wait(lambda: process.has_printed("end"))
+        assert process.has_printed("ready")
 
 
 def test_signals_wait_until_a_process_is_noted() -> None:
@@ -214,6 +255,26 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn = _Drawn(port)
         with pytest.raises(OSError, match="no free port"):
             free_port()
+
+
+@pytest.mark.parametrize("goes", ["nowhere", "to a container"])
+def test_a_port_that_a_container_engine_takes(monkeypatch: pytest.MonkeyPatch, goes: str) -> None:
+    """A published port can be bound and still connections to it go elsewhere: such a port is not given out."""
+    taken, other = free_port(), free_port()
+    connect = socket.create_connection
+
+    def as_the_engine_has_it(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[1] != taken:
+            return connect(address, timeout)
+        if goes == "nowhere":
+            raise ConnectionRefusedError
+        return connect(container.getsockname(), timeout)
+
+    monkeypatch.setattr(socket, "create_connection", as_the_engine_has_it)
+    drawn = _Drawn(taken, other)
+    monkeypatch.setattr(random, "SystemRandom", lambda: drawn)
+    with socket.create_server(("127.0.0.1", 0)) as container:
+        assert free_port() == other
 
 
 def test_a_signal_while_a_process_is_looked_at() -> None:

@@ -13,10 +13,13 @@ import pika
 import pytest
 import uvicorn
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.trace import SpanKind
 
 import queueprop
 import queueprop.sdk
+from queueprop.adapters.pika import traced_consumer
 from queueprop.cli.demo.rabbitmq import notification_service, order_service
+from queueprop.logs import TraceContextFilter
 from queueprop.testing import capture_spans
 
 
@@ -138,3 +141,19 @@ def test_mail(
         worker.run()
     assert [span.name for span in spans] == ["send mail"]
     assert channel.calls[-1] == settled
+
+
+def test_a_failure_is_told_inside_its_span(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
+    """The line has the trace id of the order whose mail failed; where pika hands the error on, none is current."""
+    caplog.handler.addFilter(correlated := TraceContextFilter())
+    method = pika.spec.Basic.Deliver("consumer", 7, routing_key="emails")
+    body = json.dumps({"email": "nobody@example.com", "item": "tea"}).encode()
+    on_message = traced_consumer(notification_service.Worker(channel, "emails").on_message)
+    try:
+        with capture_spans() as spans, pytest.raises(ValueError, match="no such mailbox"):
+            on_message(channel, method, pika.BasicProperties(headers={"retries": 0}), body)
+    finally:
+        caplog.handler.removeFilter(correlated)
+    (process,) = spans.kind(SpanKind.CONSUMER)
+    failed = next(record for record in caplog.records if record.levelno > logging.INFO)
+    assert failed.__dict__["trace_id"] == format(process.context.trace_id, "032x")

@@ -15,8 +15,8 @@ from rich.console import Console
 from queueprop.cli.demo import run
 from queueprop.cli.demo.brokers import NoServer, Server
 from queueprop.cli.demo.processes import Processes
-from queueprop.cli.demo.receiver import Receiver
 from queueprop.cli.demo.run import EXPECTED, ORDERS, Order
+from queueprop.cli.watch.receiver import Receiver
 
 COMMON = """
 import contextlib, json, logging, os, pathlib, sys, time, uuid
@@ -80,6 +80,7 @@ class Folder:
     needs: Sequence[str] = ()
     order_service = "folder_order_service"
     notification_service = "folder_notification_service"
+    further = untold = 0
 
     def __init__(self, path: Path, **variables: str) -> None:
         self._path = path
@@ -140,6 +141,18 @@ def test_both_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert {str(span.resource["queueprop.demo"]) for span in spans} == {"with queueprop", "without queueprop"}
     assert sum(span.name == "send mail" for span in spans) == 2 * EXPECTED
     assert capfd.readouterr().out == ""
+
+
+def test_deliveries_that_follow_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker's own are waited for, too, and those that leave no span without queueprop only with it."""
+    monkeypatch.setattr(run, "PATIENCE", 1)
+    broker = Folder(tmp_path)
+    broker.further = broker.untold = 1
+    status, output = _run(broker)
+    assert status == 1
+    with_queueprop, without = output.split("The same without queueprop")
+    assert f"({EXPECTED + 1} deliveries expected)" in with_queueprop
+    assert f"{EXPECTED} deliveries, {EXPECTED} orphans: the messages carry" in without
 
 
 def test_collector_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

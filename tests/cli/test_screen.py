@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from queueprop.cli.demo.screen import Screen, fitted
+from queueprop.cli.demo.screen import Screen
 from queueprop.cli.demo.verdict import Verdict
+from queueprop.cli.drawing import fitted
 from queueprop.testing.tree import Reference, SpanRecord, render_tree
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -73,19 +74,26 @@ def test_tree_in_a_terminal_that_is_too_narrow() -> None:
 def test_plain_text_is_that_of_render_tree() -> None:
     """Without a terminal the tree is render_tree's, neither cut, nor wrapped, nor coloured."""
     screen, output = _screen(width=20)
-    screen.traces(SPANS)
+    screen.traces(SPANS, {})
     assert output.getvalue() == f"\n{render_tree(SPANS, timeline=30)}\n\n"
 
 
 def test_colours_do_not_change_the_text() -> None:
     """On a terminal the same text has colours."""
     screen, output = _screen(terminal=True)
-    screen.traces(SPANS)
+    screen.traces(SPANS, {})
     assert "\x1b[" in output.getvalue()
     assert Console().render_str(output.getvalue()) is not None
     from rich.text import Text
 
     assert Text.from_ansi(output.getvalue()).plain.strip() == render_tree(SPANS, timeline=30)
+
+
+def test_orphans_are_marked() -> None:
+    """Below a delivery that is orphaned stands why."""
+    screen, output = _screen(terminal=True)
+    screen.traces(SPANS, {(TRACE, "b1"): "no context"})
+    assert "\x1b[1;31m✗ orphan: no context" in output.getvalue()
 
 
 def test_log_lines_with_their_trace_id() -> None:

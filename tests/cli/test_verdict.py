@@ -45,6 +45,26 @@ def test_whole_traces() -> None:
     assert str(verdict) == "1 message, 1 delivery, 0 orphans"
 
 
+def test_delivery_inside_of_another() -> None:
+    """What the handling of a message publishes is delivered, too: the next task of a chain."""
+    spans = [
+        _request("t1"),
+        _publish("t1"),
+        _process("t1", "b1", Reference("t1", "a2")),
+        SpanRecord(
+            "publish copies",
+            "t1",
+            "b2",
+            kind="PRODUCER",
+            parent=Reference("t1", "b1", False),
+            resource=WORKER,
+        ),
+        _process("t1", "c1", Reference("t1", "b2")),
+    ]
+    verdict = Verdict.of(spans, messages=1, expected=2)
+    assert (verdict.deliveries, verdict.orphans) == (2, 0)
+
+
 def test_link_joins() -> None:
     """With propagation="link" a delivery has a trace of its own, and its link says whose it is."""
     spans = [_request("t1"), _publish("t1"), _process("t2", "b1", None, Reference("t1", "a2"))]

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 # name -> the Broker; what it needs is imported only when it runs
 BROKERS = {
     "aio-pika": "queueprop.cli.demo.aio_pika.broker:AioPika",
+    "bullmq": "queueprop.cli.demo.bullmq.broker:BullMQ",
+    "celery": "queueprop.cli.demo.celery.broker:Celery",
+    "confluent-kafka": "queueprop.cli.demo.confluent_kafka.broker:ConfluentKafka",
     "dramatiq": "queueprop.cli.demo.dramatiq.broker:Dramatiq",
+    "faststream": "queueprop.cli.demo.faststream.broker:FastStream",
     "kafka": "queueprop.cli.demo.kafka.broker:Kafka",
     "kombu": "queueprop.cli.demo.kombu.broker:Kombu",
     "rabbitmq": "queueprop.cli.demo.rabbitmq.broker:RabbitMQ",
@@ -63,6 +67,12 @@ class Broker(Protocol):
 
     order_service: str
     notification_service: str
+
+    further: int = 0
+    """Deliveries besides those of the mails: a chain's next tasks, what a schedule sends."""
+
+    untold: int = 0
+    """Those of them that leave no span without queueprop, since the process that works is killed."""
 
     def server(self, processes: Processes, environ: Mapping[str, str]) -> AbstractContextManager[Server]:
         """The server, from its start to its stop. Raises NoServer."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from queueprop.cli.demo.brokers import NoServer
-from queueprop.cli.demo.processes import Died, Process, Processes, accepts, free_port, until
+from queueprop.cli.demo.processes import STARTUP, Died, Process, Processes, accepts, free_port, until
 
 _NONE = (
     "no Kafka to be had: confluent-kafka, whose mock cluster would do, is not installed or does not start{}. Install "
@@ -27,7 +27,6 @@ _NONE = (
 
 _TOPIC = "emails"
 _MOCK = Path(__file__).with_name("kafka_mock.py")
-_STARTUP = 60.0
 
 
 class Found(NamedTuple):
@@ -120,7 +119,7 @@ def _start(programs: _Programs, processes: Processes) -> tuple[str, Process]:
     until(
         "the server",
         lambda: accepts(port) and _ask(servers, lambda admin: admin.find_coordinator(_TOPIC)),
-        _STARTUP,
+        STARTUP,
         server,
     )
     _ask(servers, _creation(_TOPIC))
@@ -144,7 +143,7 @@ offsets.topic.replication.factor=1
 def _start_mock(processes: Processes) -> tuple[str, Process]:
     address_file = processes.folder / "kafka-address"
     server = processes.start("kafka-mock", [sys.executable, "-I", str(_MOCK), str(address_file), _TOPIC], {})
-    until("the mock cluster", address_file.exists, 10, server)
+    until("the mock cluster", address_file.exists, STARTUP, server)
     return address_file.read_text(), server
 
 

@@ -13,12 +13,21 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 _KEEPER = Path(__file__).with_name("keeper.py")
+
+STARTUP = 60.0
+"""Seconds for a program to start: for one that hangs, on a busy machine, too. One that ends is told at once."""
+
+_LONGEST_PAUSE = 2.0
+"""Seconds that a pause between two looks may count, with room for a busy machine."""
+
+_FIRST = 100
+"""Lines, among which is the one that says that a program is ready, however much it prints afterwards."""
 
 OnLine = Callable[[str, str], None]
 """Called with the name of a process and a line that it printed; in a thread of that process's."""
@@ -106,6 +115,7 @@ class Process:
         self.name = name
         self._held = held
         self._is_stopped = False
+        self._first: list[str] = []
         self._last: deque[str] = deque(maxlen=30)
         self._on_line = on_line
         self._process = subprocess.Popen(
@@ -133,9 +143,14 @@ class Process:
         """The error, with the last lines."""
         return Died("\n".join([f"{self.name} {why}", *self._last]))
 
+    def last_lines(self) -> list[str]:
+        """The last lines that it has printed, under its name."""
+        lines = tuple(self._last)
+        return [f"{self.name} has printed{':' if lines else ' nothing'}", *lines]
+
     def has_printed(self, text: str) -> bool:
-        """Whether one of the last lines contains the text."""
-        return any(text in line for line in tuple(self._last))
+        """Whether one of its first lines, or of its last, contains the text."""
+        return any(text in line for line in (*self._first, *tuple(self._last)))
 
     def stop(self, grace: float = 8.0) -> None:
         """SIGTERM, and SIGKILL when ``grace`` seconds were not enough. Twice is once."""
@@ -157,23 +172,45 @@ class Process:
         with output:
             for raw in output:
                 line = raw.decode(errors="replace").rstrip()
+                if len(self._first) < _FIRST:
+                    self._first.append(line)
                 self._last.append(line)
                 self._on_line(self.name, line)
 
 
 def until(what: str, condition: Callable[[], bool], timeout: float, *processes: Process) -> None:
-    """Waits for the condition. Raises TimeoutError after ``timeout`` seconds, Died when one of them has ended."""
-    deadline = time.monotonic() + timeout
-    while not condition():
+    """Waits for the condition. Raises Died when one of them has ended.
+
+    And TimeoutError after ``timeout`` seconds: its message has the last lines of each of them.
+    """
+    for _ in looks(timeout):
+        if condition():
+            return
         for process in processes:
             process.check()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:g} s for {what}")
-        time.sleep(0.05)
+    printed = [line for process in processes for line in process.last_lines()]
+    raise TimeoutError("\n".join([f"waited {timeout:g} s for {what}", *printed]))
+
+
+def looks(timeout: float, pause: float = 0.05) -> Iterator[None]:
+    """Times to look, with a pause behind each, until ``timeout`` seconds are over.
+
+    While the machine itself stands still (a virtual one that is stopped) nobody gets on, so a pause counts as two
+    seconds at most, however long it was.
+    """
+    left = timeout
+    while True:
+        began = time.monotonic()
+        yield
+        if left <= 0:
+            return
+        looked = time.monotonic()
+        time.sleep(pause)
+        left -= looked - began + min(time.monotonic() - looked, _LONGEST_PAUSE)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now. Raises OSError when none is found.
+    """A port of 127.0.0.1 that nobody listens on now, and where a server is reached. Raises OSError when none is found.
 
     Not from the range that systems give to connections: one of those could have it before its server does, or be
     taken for it.
@@ -182,8 +219,27 @@ def free_port() -> int:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
-            return port
+            if is_reached(probe):
+                return port
     raise OSError("no free port was found on 127.0.0.1 between 20000 and 30000")
+
+
+def is_reached(server: socket.socket) -> bool:
+    """Whether a connection to where ``server`` is bound comes in there; it listens from then on.
+
+    A container engine publishes a port by a rule of the kernel's, and holds no socket: the port can be bound, and
+    connections go to the container, or nowhere where its engine was killed and left the rule.
+    """
+    server.listen(1)
+    server.settimeout(1)
+    try:
+        with socket.create_connection(server.getsockname(), timeout=1) as client:
+            itself = client.getsockname()
+            accepted, peer = server.accept()
+        accepted.close()  # after the client: whoever closes first holds on to its port for a while
+    except OSError:
+        return False
+    return bool(peer == itself)
 
 
 def accepts(port: int) -> bool:

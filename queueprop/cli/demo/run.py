@@ -13,11 +13,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 from rich.console import Console
 
 from queueprop.cli.demo.brokers import READY, Broker, NoServer, Server
-from queueprop.cli.demo.processes import Died, Process, Processes, accepts, free_port, until
-from queueprop.cli.demo.receiver import Forward, Receiver
+from queueprop.cli.demo.processes import STARTUP, Died, Process, Processes, accepts, free_port, until
 from queueprop.cli.demo.screen import Screen
 from queueprop.cli.demo.signals import Stopped, StopSignals
-from queueprop.cli.demo.verdict import Verdict
+from queueprop.cli.demo.verdict import Verdict, deliveries, orphaned
+from queueprop.cli.watch.forward import Forward
+from queueprop.cli.watch.receiver import Receiver
+from queueprop.cli.watch.store import NO_CONTEXT
 
 
 class Order(NamedTuple):
@@ -39,10 +41,7 @@ ORDERS = (
 )
 EXPECTED = sum(order.deliveries for order in ORDERS)
 
-STARTUP = 25.0
-"""Seconds for both services to start."""
-
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds for all deliveries of a run."""
 
 _WHOLE = ": every delivery is in the trace of its order."
@@ -102,15 +101,16 @@ class _Run(NamedTuple):
         """The same traffic, with queueprop or without."""
         self.screen.headline("With queueprop" if with_queueprop else "The same without queueprop")
         self.receiver.clear()
-        messages = self._traffic(self._environment(with_queueprop))
+        expected = EXPECTED + self.broker.further - (0 if with_queueprop else self.broker.untold)
+        messages = self._traffic(self._environment(with_queueprop), expected)
         spans = self.receiver.spans()
-        self.screen.traces(spans)
-        verdict = Verdict.of(spans, messages, EXPECTED)
+        self.screen.traces(spans, dict.fromkeys(orphaned(spans), NO_CONTEXT))
+        verdict = Verdict.of(spans, messages, expected)
         as_meant = _WHOLE if with_queueprop else _BROKEN
         self.screen.verdict(verdict, as_meant if verdict.is_whole == with_queueprop else _NOT_WHOLE)
         return verdict
 
-    def _traffic(self, environment: Mapping[str, str]) -> int:
+    def _traffic(self, environment: Mapping[str, str], expected: int) -> int:
         port = free_port()
         self.screen.step("starting both services")
         http = self._start("order-service", self.broker.order_service, {**environment, "PORT": str(port)})
@@ -128,7 +128,7 @@ class _Run(NamedTuple):
                 _send(order, port, http)
             self.screen.step("waiting for the deliveries: one is delayed, one fails, one is tried again")
             with contextlib.suppress(TimeoutError):  # the verdict says what is missing
-                until("the deliveries", self._is_delivered, PATIENCE, http, worker)
+                until("the deliveries", lambda: self._is_delivered(expected), PATIENCE, http, worker)
         finally:
             self.processes.stop(worker, http)  # in order, and so with their last spans
         return len(ORDERS)
@@ -136,8 +136,10 @@ class _Run(NamedTuple):
     def _start(self, name: str, module: str, environment: Mapping[str, str]) -> Process:
         return self.processes.start(name, [sys.executable, "-m", module], environment)
 
-    def _is_delivered(self) -> bool:
-        return sum(span.name == "send mail" for span in self.receiver.spans()) >= EXPECTED
+    def _is_delivered(self, expected: int) -> bool:
+        spans = self.receiver.spans()
+        mails = sum(span.name == "send mail" for span in spans)
+        return mails >= EXPECTED and len(deliveries(spans)) >= expected
 
     def _environment(self, with_queueprop: bool) -> dict[str, str]:
         """What the services get besides this process's environment: no setting of OpenTelemetry but the demo's."""

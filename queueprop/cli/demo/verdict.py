@@ -32,10 +32,8 @@ class Verdict:
     @classmethod
     def of(cls, spans: Sequence[SpanRecord], messages: int, expected: int) -> Verdict:
         """Judges the spans of one run."""
-        delivered = deliveries(spans)
-        found = {record.key for record in orphans(spans)}
-        found.update(record.key for record in delivered if not _is_joined(record, spans))
-        return cls(messages, expected, len(delivered), len(found), len({record.trace_id for record in spans}))
+        delivered, traces = deliveries(spans), {record.trace_id for record in spans}
+        return cls(messages, expected, len(delivered), len(orphaned(spans)), len(traces))
 
     @property
     def is_whole(self) -> bool:
@@ -50,13 +48,21 @@ class Verdict:
         )
 
 
+def orphaned(spans: Sequence[SpanRecord]) -> set[tuple[str, str]]:
+    """The keys of the deliveries that are in no order's trace, and have no link to one."""
+    found = {record.key for record in orphans(spans)}
+    found.update(record.key for record in deliveries(spans) if not _is_joined(record, spans))
+    return found
+
+
 def deliveries(spans: Sequence[SpanRecord]) -> list[SpanRecord]:
-    """The spans with which the worker begins: one for each delivery."""
+    """One for each delivery: the CONSUMER spans of the worker, and otherwise the spans with which it begins."""
     of_worker = {record.key for record in spans if _service(record) == WORKER}
     return [
         record
         for record in spans
-        if record.key in of_worker and (record.parent is None or record.parent.key not in of_worker)
+        if record.key in of_worker
+        and (record.kind == "CONSUMER" or record.parent is None or record.parent.key not in of_worker)
     ]
 
 

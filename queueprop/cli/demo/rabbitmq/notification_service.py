@@ -32,8 +32,7 @@ class Worker:
         while True:
             try:
                 self.channel.start_consuming()
-            except (ConnectionError, ValueError) as error:  # of the callback: pika hands it on
-                log.warning("failed: %s", error)
+            except (ConnectionError, ValueError):  # of the callback: pika hands it on
                 method, properties = self.in_hand
                 may_be_retried = bool(properties.headers["retries"]) and not method.redelivered
                 self.channel.basic_nack(method.delivery_tag, requeue=may_be_retried)
@@ -42,14 +41,22 @@ class Worker:
         """The callback: it runs inside queueprop's span, in the trace of the order."""
         self.in_hand = method, properties
         mail = json.loads(body)
-        log.info("confirming %s to %s", mail["item"], mail["email"])
-        with tracer.start_as_current_span("send mail"):
-            time.sleep(0.02)  # the mail server's answer
-            if mail["email"].startswith("nobody@"):
-                raise ValueError(f"no such mailbox: {mail['email']}")
-            if mail["email"].startswith("busy@") and not method.redelivered:
-                raise ConnectionError("the mail server is busy")
+        try:
+            send_confirmation(mail["email"], mail["item"], is_first=not method.redelivered)
+        except (ConnectionError, ValueError) as error:
+            log.warning("failed: %s", error)  # here, inside the span: the line has its trace id
+            raise
         channel.basic_ack(method.delivery_tag)
+
+
+def send_confirmation(email: str, item: str, is_first: bool) -> None:
+    log.info("confirming %s to %s", item, email)
+    with tracer.start_as_current_span("send mail"):
+        time.sleep(0.02)  # the mail server's answer
+        if email.startswith("nobody@"):
+            raise ValueError(f"no such mailbox: {email}")
+        if email.startswith("busy@") and is_first:
+            raise ConnectionError("the mail server is busy")
 
 
 def main() -> None:

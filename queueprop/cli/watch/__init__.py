@@ -1,0 +1,1 @@
+"""``queueprop watch``: an OTLP/HTTP receiver that shows the traces as they come, and which deliveries are orphaned."""
