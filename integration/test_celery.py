@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import signal
@@ -23,7 +24,14 @@ from celery import chain, chord, group
 
 from integration import celery_tasks
 from integration.contract.run import only
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
+from integration.contract.telemetry import (
+    PATIENCE,
+    SpanRecord,
+    Telemetry,
+    ambient_span,
+    telemetry,
+    wait_until,
+)
 from queueprop.adapters import kombu as adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -72,7 +80,7 @@ class Rig:
         return [span for span in self.told.spans if span.kind == "PRODUCER"]
 
     def call(self, name: str, *args: Any) -> Any:
-        return self.app.tasks[name].delay(*args).get(timeout=60)
+        return self.app.tasks[name].delay(*args).get(timeout=PATIENCE)
 
     @contextmanager
     def sending(self, count: int) -> Iterator[None]:
@@ -134,10 +142,11 @@ def running(setup: Setup, url: str, folder: Path) -> Iterator[Rig]:
             yield Rig(setup, url, app, told)
         finally:
             celery_tasks.untrace()
+            gc.collect()  # a result takes back its subscription when it is collected: not without its broker
             app.close()
             worker.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(30)
+                worker.wait(PATIENCE)
             worker.kill()
             worker.wait()
 
@@ -155,7 +164,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 def test_a_task_message_carries_one_context_and_has_one_producer_span(rig: Rig, way: str) -> None:
     """Ours, or that of Celery's own instrumentation where it is active; never both. The task runs as before."""
     with rig.sending(1), ambient_span() as ambient:
-        seen = WAYS[way](rig.app).get(timeout=60)
+        seen = WAYS[way](rig.app).get(timeout=PATIENCE)
     assert seen["headers"].get("tenant") == ("a" if way == "headers" else None)
     if not rig.setup.traced:
         assert "traceparent" not in seen["headers"]
@@ -193,22 +202,22 @@ def test_workflows_and_failures_are_as_without_us(rig: Rig) -> None:
     add, fail, total = (rig.app.tasks[name] for name in ("add", "fail", "total"))
     if rig.setup.protocol == 2:  # the first one has no chains
         with rig.sending(2):
-            assert chain(add.s(1, 2), add.s(3))().get(timeout=60) == 6
+            assert chain(add.s(1, 2), add.s(3))().get(timeout=PATIENCE) == 6
     with rig.sending(2):
-        assert sorted(group(add.s(1, 2), add.s(3, 4))().get(timeout=60)) == [3, 7]
+        assert sorted(group(add.s(1, 2), add.s(3, 4))().get(timeout=PATIENCE)) == [3, 7]
     if rig.setup.broker == "redis":  # rpc:// has no chords
         with rig.sending(3):
-            assert chord([add.s(1, 2), add.s(3, 4)], total.s())().get(timeout=60) == 10
+            assert chord([add.s(1, 2), add.s(3, 4)], total.s())().get(timeout=PATIENCE) == 10
     with rig.sending(1), pytest.raises(ValueError, match="out of stock"):
-        fail.delay().get(timeout=60)
+        fail.delay().get(timeout=PATIENCE)
 
 
 def test_events_and_remote_control_stay_untraced(rig: Rig) -> None:
     """Heartbeats, task events, ping, inspect and broadcasts, on both sides: no span and no context."""
     before = len(rig.ours)
     control, events = rig.app.control, []
-    assert control.broadcast("ping", reply=True, timeout=30, limit=1)
-    assert control.inspect(timeout=30, limit=1).stats()
+    assert control.broadcast("ping", reply=True, timeout=PATIENCE, limit=1)
+    assert control.inspect(timeout=PATIENCE, limit=1).stats()
     with rig.app.connection_for_read() as connection:
 
         def note(event: dict[str, Any]) -> None:
@@ -216,7 +225,7 @@ def test_events_and_remote_control_stay_untraced(rig: Rig) -> None:
             receiver.should_stop = event["type"] == "worker-heartbeat"
 
         receiver = rig.app.events.Receiver(connection, handlers={"*": note})
-        receiver.capture(limit=None, timeout=30, wakeup=False)
+        receiver.capture(limit=None, timeout=PATIENCE, wakeup=False)
     assert events[-1]["type"] == "worker-heartbeat"
     assert all("traceparent" not in event for event in events)
     assert len(rig.ours) == before

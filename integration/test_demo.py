@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from queueprop.cli.demo.brokers import BROKERS
+from queueprop.cli.demo.brokers import BROKERS, Broker, load
 
 from .brokers import in_ci
 
@@ -111,10 +111,21 @@ def demo(folder: Path) -> Iterator[_Demo]:
 
 
 @pytest.fixture(scope="module", params=sorted(BROKERS))
-def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+def broker_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    _skip_without_broker(name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def broker(broker_name: str) -> Broker:
+    return load(broker_name)
+
+
+@pytest.fixture(scope="module")
+def whole_run(broker_name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
     """Exit status and output of one run to the end, which took less than a minute and left nothing."""
-    _skip_without_broker(request.param)
-    demo = _Demo(tmp_path_factory.mktemp("demo"), "--broker", request.param)
+    demo = _Demo(tmp_path_factory.mktemp("demo"), "--broker", broker_name)
     try:
         result = demo.end(timeout=60)
     finally:
@@ -127,24 +138,30 @@ def _skip_without_broker(name: str) -> None:
     """What no package of the extra brings; in CI everything is there."""
     if in_ci():
         return
-    if name in ("rabbitmq", "aio-pika") and shutil.which("rabbitmq-server") is None:
+    if name in ("rabbitmq", "aio-pika", "faststream") and shutil.which("rabbitmq-server") is None:
         pytest.skip("rabbitmq-server is not on the PATH")
+    if name == "confluent-kafka" and not find_spec("confluent_kafka"):
+        pytest.skip("confluent-kafka is not installed")
     if name == "kafka" and not (shutil.which("kafka-server-start.sh") or find_spec("confluent_kafka")):
         pytest.skip("confluent-kafka is not installed, and kafka-server-start.sh not on the PATH")
 
 
-def test_whole_traces_beside_broken_ones(whole_run: tuple[int, str]) -> None:
+def test_whole_traces_beside_broken_ones(whole_run: tuple[int, str], broker: Broker) -> None:
     """With queueprop there is no orphan, without it all are; the status is 0."""
     status, output = whole_run
     assert status == 0, output
     with_queueprop, without = output.split("The same without queueprop")
+    told = 6 + broker.further
     assert (
-        "5 messages, 6 deliveries, 0 orphans: every delivery is in the trace of its order." in with_queueprop
+        f"5 messages, {told} deliveries, 0 orphans: every delivery is in the trace of its order."
+        in with_queueprop
     )
-    assert "5 messages, 6 deliveries, 6 orphans" in without
+    untold = told - broker.untold
+    assert f"5 messages, {untold} deliveries, {untold} orphans" in without
     assert with_queueprop.count("SERVER POST /orders") == 5
     assert with_queueprop.count("PRODUCER publish emails") == 5
     assert with_queueprop.count("CONSUMER process emails") == 6
+    assert with_queueprop.count("CONSUMER") == told
     assert with_queueprop.count("INTERNAL send mail") == 6
     assert "CONSUMER" not in without
 
@@ -154,13 +171,33 @@ def test_log_lines_carry_the_trace_id(whole_run: tuple[int, str]) -> None:
     _, output = whole_run
     with_queueprop, without = output.split("The same without queueprop")
     traces = [
-        line.split()[1].rstrip(":") for line in with_queueprop.splitlines() if line.startswith("trace ")
+        block.split()[0].rstrip(":")
+        for block in with_queueprop.split("\ntrace ")[1:]
+        if "SERVER POST /orders" in block
     ]
     assert len(traces) == 5
     for trace in traces:
         logs = [line for line in with_queueprop.splitlines() if f"trace_id={trace} " in line]
         assert {line.split()[0] for line in logs} == {"order-service", "notification-service"}
     assert "notification-service  INFO trace_id= confirming" in without
+
+
+@pytest.mark.parametrize("broker_name", ["celery"], indirect=True)
+def test_chain_killed_child_and_beat(whole_run: tuple[int, str]) -> None:
+    """A chain goes on in the order's trace, also where the process of its second task is killed; the beat's firing is
+    a trace of its own.
+    """
+    _, output = whole_run
+    with_queueprop, _ = output.split("The same without queueprop")
+    traces = with_queueprop.split("\ntrace ")[1:]
+    [fired] = [trace for trace in traces if "SERVER" not in trace]
+    assert "\nPRODUCER publish reports" in fired
+    assert "CONSUMER process reports" in fired
+    chains = [trace for trace in traces if "CONSUMER process copies" in trace]
+    assert [trace.count("SERVER POST /orders") for trace in chains] == [1] * 4
+    killed = [line for trace in chains for line in trace.splitlines() if "WorkerLostError" in line]
+    assert len(killed) == 1
+    assert "CONSUMER process copies" in killed[0]
 
 
 def test_plain_text_without_a_terminal(whole_run: tuple[int, str]) -> None:

@@ -48,7 +48,14 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 import queueprop
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
+from integration.contract.telemetry import (
+    PATIENCE,
+    SpanRecord,
+    Telemetry,
+    ambient_span,
+    telemetry,
+    wait_until,
+)
 from queueprop.adapters import dramatiq as adapter
 
 COMMAND = Path(sys.executable).with_name("dramatiq")
@@ -170,11 +177,11 @@ class Application:
             wait_until(lambda: self._log().count("Worker process is ready for action") == 2, "two workers")
             yield
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, self._log()
+            assert process.wait(PATIENCE) == 0, self._log()
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait(30)
+                process.wait(PATIENCE)
 
     def send(self, notes: list[str]) -> None:
         """From a program of their own, which nothing traces but what the environment says."""

@@ -232,6 +232,72 @@ def test_several_callbacks_and_consumers(told: Telemetry, rabbitmq: Any) -> None
     assert len(set(seen)) == 2
 
 
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "not yet"])
+@pytest.mark.parametrize(("length", "has_context"), [(120_000, True), (130_950, False), (131_000, False)])
+def test_headers_that_are_nearly_a_frame(
+    told: Telemetry, rabbitmq_url: str, length: int, has_context: bool, is_connected: bool
+) -> None:
+    """What RabbitMQ takes without us it takes with us: the context stays out where it might not fit."""
+    confirms = {"confirm_publish": True}
+    with kombu.Connection(rabbitmq_url, transport_options=confirms) as connection:
+        queue = kombu.Queue(unique("orders"), durable=False, auto_delete=True)
+        with kombu.Connection(rabbitmq_url) as other:
+            queue(other).declare()
+            if is_connected:
+                connection.ensure_connection()
+            kombu.Producer(connection, auto_declare=False).publish(
+                "hello", routing_key=queue.name, headers={"large": "x" * length}, retry=False
+            )
+            message = queue(other).get(no_ack=True)
+    assert message is not None
+    assert ("traceparent" in message.headers, len(message.headers["large"])) == (has_context, length)
+
+
+@pytest.mark.parametrize("through", ["explicit", "instrumentor", "both"])
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_a_function_that_is_registered_with_a_queue_itself(
+    broker: str, through: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """``Queue.consume(callback=f)``, without a Consumer: f is given what the transport gives, inside one span."""
+    url: str = request.getfixturevalue(f"{broker}_url")
+    given: list[tuple[Any, str]] = []
+    name = unique("orders")
+
+    def handle(raw: Any) -> None:
+        given.append((raw, f"{get_current_span().get_span_context().span_id:016x}"))
+        raw.channel.basic_ack(raw.delivery_tag)
+        if len(given) == 2:
+            raise ValueError("out of stock")
+
+    callback = handle if through == "instrumentor" else adapter.traced_consumer(queue=name)(handle)
+    with telemetry(tmp_path / "run.jsonl") as run, contextlib.ExitStack() as stack:
+        if through != "explicit":
+            instrumentor = adapter.KombuInstrumentor()
+            instrumentor.instrument()
+            stack.callback(instrumentor.uninstrument)
+        with kombu.Connection(url, transport_options={"confirm_publish": True}) as connection:
+            queue = kombu.Queue(name)(connection.default_channel)
+            queue.declare()
+            publish = adapter.traced_publish(kombu.Producer(connection).publish)
+            for body in ("one", "two"):
+                with ambient_span():
+                    publish(body, routing_key=name)
+            queue.consume(name, callback=callback)
+            connection.drain_events(timeout=30)
+            with pytest.raises(ValueError, match="out of stock"):
+                connection.drain_events(timeout=30)
+            queue.cancel(name)
+            queue.delete()
+        producers, consumers = of_kind(run, "PRODUCER"), of_kind(run, "CONSUMER")
+        assert [(span.trace_id, span.parent_id) for span in consumers] == [span.context for span in producers]
+        assert [span.name for span in consumers] == [f"process {name}"] * 2
+        assert [span.status for span in consumers] == ["UNSET", "ERROR"]
+        assert [span_id for _, span_id in given] == [span.span_id for span in consumers]
+        bodies = [raw.decode() if hasattr(raw, "decode") else raw.body for raw, _ in given]
+        assert bodies == ["one", "two"]
+        assert [record.text for record in run.logged] == []
+
+
 @pytest.mark.skipif(not hasattr(kombu.Producer, "batch"), reason="Producer.batch() came with kombu 5.7")
 class TestBatches:
     def test_what_waits_in_a_batch_carries_its_own_context(self, told: Telemetry, redis_url: str) -> None:

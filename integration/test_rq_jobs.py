@@ -40,7 +40,14 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from integration import rq_tasks as tasks
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, wait_until
+from integration.contract.telemetry import (
+    PATIENCE,
+    SpanRecord,
+    Telemetry,
+    ambient_span,
+    telemetry,
+    wait_until,
+)
 from queueprop.adapters import rq as adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -77,7 +84,7 @@ class Rig:
 
     def work(self, worker: str = "simple", **options: Any) -> None:
         """Works the queue off in a process of its own."""
-        assert self.start(worker, **options).wait(60) == 0
+        assert self.start(worker, **options).wait(PATIENCE) == 0
 
     def start(self, worker: str = "simple", **options: Any) -> subprocess.Popen[bytes]:
         options.setdefault("instrumented", "traced" not in worker)
@@ -212,7 +219,7 @@ def test_every_way_to_publish_makes_one_producer_span_and_stores_its_context(rig
         "queueprop": {"traceparent": f"00-{span.trace_id}-{span.span_id}-03"},
     } or (stored.meta["queueprop"]["traceparent"].rsplit("-", 1)[0] == f"00-{span.trace_id}-{span.span_id}")
     if way in ("enqueue_in", "enqueue_at", "schedule_job"):
-        assert 29 < span.attributes["queueprop.message.delay"] <= 30
+        assert 20 < span.attributes["queueprop.message.delay"] <= 30
 
 
 def test_a_meta_that_many_jobs_share_stays_as_it_is(rig: Rig) -> None:
@@ -364,12 +371,12 @@ def test_a_retry_is_in_the_trace_and_tells_its_attempt(rig: Rig) -> None:
 
 def test_a_scheduled_job_and_a_scheduled_retry_are_in_the_trace(rig: Rig) -> None:
     """The scheduler's enqueueing is no publish, and the delay does not count as time in the queue."""
-    rig.traced(rig.queue.enqueue_in)(timedelta(seconds=1), tasks.fail, 1, retry=Retry(max=1, interval=1))
+    rig.traced(rig.queue.enqueue_in)(timedelta(seconds=3), tasks.fail, 1, retry=Retry(max=1, interval=3))
     for _ in range(2):
-        time.sleep(1.2)
+        time.sleep(3.2)
         rig.work("traced simple" if rig.api == "explicit" else "simple", with_scheduler=True)
     assert [span.status for span in rig.consumers] == ["ERROR", "UNSET"]
-    assert all(span.attributes["queueprop.message.queue_time"] < 1 for span in rig.consumers)
+    assert all(span.attributes["queueprop.message.queue_time"] < 3 for span in rig.consumers)
     assert len(rig.producers) == 1
     rig.assert_one_trace()
 
@@ -473,7 +480,7 @@ def test_the_error_is_the_job_s_own_when_its_callback_fails_too(instrumented: Ri
 def test_the_callback_of_an_abandoned_job_runs_in_its_trace(instrumented: Rig) -> None:
     """Worker and job were killed together: another worker's maintenance calls the failure callback."""
     instrumented.enqueue(tasks.kill_itself, on_failure=tasks.on_failure)
-    assert instrumented.start("simple").wait(60) == -signal.SIGKILL
+    assert instrumented.start("simple").wait(PATIENCE) == -signal.SIGKILL
     registry = StartedJobRegistry(instrumented.queue.name, connection=instrumented.connection)
     registry.cleanup(timestamp=int(time.time()) + 10_000)
     [producer] = instrumented.producers
@@ -572,7 +579,7 @@ def test_a_job_over_its_time_limit_fails_as_it_should(instrumented: Rig, worker:
     instrumented.work(worker)
     assert job.get_status() == "failed"
     assert instrumented.only.attributes["error.type"] == "rq.timeouts.JobTimeoutException"
-    assert instrumented.only.seconds < 6
+    assert instrumented.only.seconds < 20  # of the 30 that it sleeps
 
 
 @pytest.mark.parametrize("worker", ["simple", "fork"])
@@ -583,7 +590,7 @@ def test_a_time_limit_that_strikes_in_our_code_goes_through(instrumented: Rig, w
     assert job.get_status() == "failed"
     [span] = [span for span in instrumented.consumers if span.name.endswith(instrumented.queue.name)]
     assert span.attributes["error.type"] == "rq.timeouts.JobTimeoutException"
-    assert span.seconds < 6
+    assert span.seconds < 15  # of the 20 that it publishes
     assert [record.text for record in instrumented.run.logged] == []
 
 
@@ -622,7 +629,7 @@ def test_a_stopped_job_has_its_span(instrumented: Rig, worker: str) -> None:
     process = instrumented.start(worker)
     wait_until(lambda: bool(instrumented.seen), "the job runs")
     send_stop_job_command(instrumented.connection, job.id)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert (instrumented.only.status, instrumented.only.attributes["error.type"]) == ("ERROR", "job_stopped")
     assert ("on_stopped", instrumented.only.span_id) in instrumented.seen
     assert job.get_status() == "stopped"
@@ -638,7 +645,7 @@ def test_a_cold_shutdown_ends_the_span_of_the_horse(instrumented: Rig, worker: s
     process.send_signal(signal.SIGTERM)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.wait(PATIENCE)
     assert (instrumented.only.status, instrumented.only.attributes["error.type"]) == (
         "ERROR",
         "work_horse_killed",
@@ -652,7 +659,7 @@ def test_a_worker_that_is_killed_leaves_its_horse_to_end_the_span(instrumented: 
     process = instrumented.start(worker)
     wait_until(lambda: bool(instrumented.seen), "the job runs")
     process.kill()
-    process.wait(30)
+    process.wait(PATIENCE)
     wait_until(lambda: bool(instrumented.consumers), "the horse has handed over")
     assert instrumented.only.status == "UNSET"
 
@@ -836,7 +843,7 @@ def test_a_dead_collector_is_waited_for_once(
     if is_down:
         collector.listen()
     collector.answer()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     waited = waits([*jobs, last], 3)
     assert waited == 1 or (waited == 0 and is_down)  # an SDK that gives up at once
     if waited:
@@ -864,7 +871,7 @@ def test_a_collector_that_is_back_gets_all_spans_again(
     last = [instrumented.enqueue(tasks.work) for _ in range(3)]
     wait_until(lambda: are_done(*last), "the last jobs are done")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert collector.worked[-3:] == [job.id for job in last]
     assert len(collector.performed) == len(set(collector.performed))
 
@@ -880,7 +887,7 @@ def test_a_traced_function_on_a_plain_worker_waits_once_for_a_dead_collector(
     process = rig.start("fork", instrumented=False, collector=collector.endpoint)
     wait_until(lambda: are_done(*jobs), "the jobs are done")
     collector.answer()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert waits(jobs, 3) == 1
 
 
@@ -934,6 +941,27 @@ def test_a_spawned_horse_without_an_sdk_has_its_span_from_the_parent(instrumente
     assert instrumented.consumers[1].attributes["error.type"] == "ValueError"
     assert instrumented.consumers[1].description == "gave up"
     instrumented.assert_one_trace()
+
+
+@pytest.mark.skipif("spawn" not in tasks.WORKERS, reason="no SpawnWorker, or it does not go with this redis")
+@pytest.mark.parametrize("worker", ["spawn", "traced spawn"])
+@pytest.mark.parametrize("settings", [{}, {"QUEUEPROP_TRUST": "none"}, {"QUEUEPROP_PROPAGATION": "link"}])
+def test_an_sdk_that_the_job_s_module_sets_up_makes_children_of_the_parent_s_span(
+    instrumented: Rig, worker: str, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spawned program has none when the job begins: the parent's CONSUMER span is what the job runs inside of."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    instrumented.enqueue("integration.rq_late_sdk.work", "late")
+    instrumented.work(worker)
+    [work] = [span for span in instrumented.run.spans if span.name == "work"]
+    [consumer] = instrumented.consumers
+    assert (work.trace_id, work.parent_id) == consumer.context
+    assert work.pid != consumer.pid
+    assert [link.context for link in consumer.links] == [instrumented.producers[0].context]
+    assert (consumer.parent_id is None) == bool(settings)
+    assert instrumented.seen == [("late", consumer.span_id)]
+    assert instrumented.run.logged == []
 
 
 _LAUNCHED = ["rq.Worker", "queueprop.adapters.rq.TracedWorker"]

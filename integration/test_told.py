@@ -22,7 +22,9 @@ LAUNCHER = str(BIN / "opentelemetry-instrument")
 # Under the launcher, but as if no distribution were installed that sets up an SDK.
 NO_DISTRIBUTION = {"OTEL_PYTHON_DISTRO": "none", "OTEL_PYTHON_CONFIGURATOR": "none"}
 NO_EXPORTERS = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-OF_CONTRIB = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "aio-pika,aiokafka,celery,fastapi,pika"}
+OF_CONTRIB = {
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "aio-pika,aiokafka,celery,confluent_kafka,fastapi,pika"
+}
 
 
 def run(*command: str, folder: Path, **environment: str) -> str:
@@ -79,7 +81,7 @@ def queue(redis_url: str, tmp_path: Path) -> Iterator[Any]:
 def worked(
     queue: Any, url: str, folder: Path, *before: str, kind: str | None = None, **environment: str
 ) -> str:
-    """What ``rq worker --worker-class ...``, as the README has it, writes while it works the queue off."""
+    """What ``rq worker --worker-class ...``, as the documentation has it, writes while it works the queue off."""
     chosen = () if kind is None else ("--worker-class", WORKERS[kind])
     worker = (str(BIN / "rq"), "worker", "--burst", "--url", url, *chosen, queue.name)
     told = run(*before, *worker, folder=folder, **environment)

@@ -11,14 +11,16 @@ Nothing is ever installed here.
 from .broker import Broker, BrokerError, Unavailable
 from .kafka import KAFKA, KafkaCluster, kafka_cluster
 from .ladder import CHOICES, SERVICES, Service, find, in_ci
+from .nats import NATS
 from .rabbitmq import RABBITMQ
 from .redis import REDIS
 
-SERVICES.extend([REDIS, RABBITMQ, KAFKA])
+SERVICES.extend([REDIS, RABBITMQ, KAFKA, NATS])
 
 __all__ = [
     "CHOICES",
     "KAFKA",
+    "NATS",
     "RABBITMQ",
     "REDIS",
     "SERVICES",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import os
 import re
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from xml.etree import ElementTree
 
 from .broker import Broker, BrokerError, Protocol, Unavailable
 from .container import ContainerBroker
+from .java import SHORT_LIVED, jars, java
 from .ladder import Service
 from .program import Port, ProgramBroker
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
 _IMAGE = "confluentinc/cp-kafka:7.6.0"
-_JAVA = 17  # what brokers of Kafka 4 need
 _POM = Path(__file__).with_name("kafka_pom.xml")
 _MOCK = Path(__file__).with_name("kafka_mock.py")
 
@@ -152,10 +150,6 @@ _PROTOCOL = Protocol("Kafka", _handshake, patience=90)
 _MEMBER_PROTOCOL = replace(_PROTOCOL, handshake=_member_handshake)
 
 
-_SHORT_LIVED = "-XX:TieredStopAtLevel=1"
-"""Of a Java that lives for minutes: its second compiler costs more than it gives."""
-
-
 class _Kafka(NamedTuple):
     """What a node is made of."""
 
@@ -164,7 +158,7 @@ class _Kafka(NamedTuple):
     what: str
 
     def command(self, megabytes: int) -> list[str]:
-        options = (f"-Xmx{megabytes}m", _SHORT_LIVED, "-XX:+UseSerialGC", "-Dlog4j2.level=WARN")
+        options = (f"-Xmx{megabytes}m", SHORT_LIVED, "-XX:+UseSerialGC", "-Dlog4j2.level=WARN")
         return [self.java, *options, "-cp", f"{self.jars}/*"]
 
 
@@ -204,13 +198,22 @@ class Node(ProgramBroker):
         properties = folder / "kafka.properties"
         own = _PROPERTIES.format(number=self.number, port=port, controller=controller.number, folder=folder)
         properties.write_text(own + quorum.properties)
-        tool = [*self._command(), "kafka.tools.StorageTool", "format"]
-        tool += [f"--cluster-id={quorum.id}", f"--config={properties}"]  # an id may begin with a hyphen
-        done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
+        done = self._format(properties, quorum, "--feature=share.version=1")  # share groups, since 4.1
+        if done.returncode:
+            done = self._format(properties, quorum)
         if done.returncode:
             raise BrokerError(
                 f"{self} could not format its storage: {done.stdout[-500:]}{done.stderr[-500:]}"
             )
+
+    def _format(self, properties: Path, quorum: _Quorum, *options: str) -> subprocess.CompletedProcess[str]:
+        tool = [*self._command(), "kafka.tools.StorageTool", "format"]
+        tool += [
+            f"--cluster-id={quorum.id}",
+            f"--config={properties}",
+            *options,
+        ]  # an id may begin with a hyphen
+        return subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
 
     def _run(self, folder: Path) -> None:
         self._program([*self._command(), "kafka.Kafka", str(folder / "kafka.properties")])
@@ -277,7 +280,10 @@ log.dirs={folder}/data
 num.partitions=1
 offsets.topic.num.partitions=1
 transaction.state.log.num.partitions=1
+share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
+group.share.min.heartbeat.interval.ms=500
+group.share.heartbeat.interval.ms=500
 log.cleaner.dedupe.buffer.size=4194304
 """
 
@@ -289,6 +295,8 @@ min.insync.replicas={majority}
 offsets.topic.replication.factor={size}
 transaction.state.log.replication.factor={size}
 transaction.state.log.min.isr={majority}
+share.coordinator.state.topic.replication.factor={size}
+share.coordinator.state.topic.min.isr={majority}
 broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 """
@@ -345,7 +353,7 @@ class _Container(ContainerBroker):
         container = WithoutWait(self.what, port=self.port).with_kraft()
         for name in ("REPLICATION_FACTOR", "MIN_ISR"):
             container.with_env(f"KAFKA_TRANSACTION_STATE_LOG_{name}", "1")
-        return container.with_env("JAVA_TOOL_OPTIONS", _SHORT_LIVED)
+        return container.with_env("JAVA_TOOL_OPTIONS", SHORT_LIVED)
 
     def _url(self, host: str, port: int) -> str:
         return f"kafka://{host}:{port}"
@@ -364,66 +372,20 @@ def _native() -> Broker:
 
 
 def _kafka() -> _Kafka:
-    java = _java()
+    program = java()
     start = shutil.which("kafka-server-start.sh") or shutil.which("kafka-server-start")
     if start:
-        jars = Path(start).resolve().parent.parent / "libs"
-        if jars.is_dir():
-            return _Kafka(java, jars, "Kafka on the PATH")
+        libraries = Path(start).resolve().parent.parent / "libs"
+        if libraries.is_dir():
+            return _Kafka(program, libraries, "Kafka on the PATH")
     version = _version()
-    return _Kafka(java, _jars_by_maven(version), f"Kafka {version}")
-
-
-def _java() -> str:
-    java = shutil.which("java")
-    if not java:
-        raise Unavailable("java is not on the PATH")
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
-    version = re.search(r'version "(\d+)', told)
-    if not version or int(version[1]) < _JAVA:
-        raise Unavailable(f"the java on the PATH is not Java {_JAVA} or newer: {told.strip()[:100]}")
-    return java
+    return _Kafka(program, jars(_POM, f"kafka-{version}"), f"Kafka {version}")
 
 
 def _version() -> str:
     name = "{http://maven.apache.org/POM/4.0.0}version"
     versions = [element.text or "" for element in ElementTree.parse(_POM).iter(name)]
     return versions[1]  # the project's own comes first
-
-
-def _jars_by_maven(version: str) -> Path:
-    """The jars, from the cache between runs or by Maven."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jars = home / "queueprop" / f"kafka-{version}"
-    if jars.is_dir():
-        return jars
-    maven = shutil.which("mvn")
-    if not maven:
-        raise Unavailable(f"neither Kafka's jars ({jars}) nor mvn are there")
-    jars.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, and moved as a whole: another process of the tests may fetch them, too.
-    fetched = Path(tempfile.mkdtemp(prefix=f"{jars.name}-", dir=jars.parent))
-    try:
-        command = [
-            maven,
-            "-q",
-            "-B",
-            "-Dstyle.color=never",
-            "-f",
-            str(_POM),
-            "dependency:copy-dependencies",
-            f"-DoutputDirectory={fetched}",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode:
-            # It says what was wrong first, and then how to read about it.
-            first = next((line for line in done.stdout.splitlines() if "[ERROR]" in line), done.stderr)
-            raise Unavailable(f"Maven could not fetch Kafka's jars: {first.strip()[:500]}")
-        if not jars.is_dir():
-            fetched.rename(jars)
-    finally:
-        shutil.rmtree(fetched, ignore_errors=True)
-    return jars
 
 
 def _embedded() -> Broker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,6 +12,8 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from queueprop.cli.demo.processes import free_port
 
 from .broker import Broker, BrokerError, Protocol, Rung
 
@@ -62,18 +63,16 @@ class Port:
     """A free port on 127.0.0.1 that no other process of the tests is given, also while its server is down.
 
     On Linux a socket that is bound and never listens holds it: a server may still listen there (both say
-    SO_REUSEADDR), and nobody else finds it free. Ports of the range for outgoing connections are not used.
+    SO_REUSEADDR), and nobody else finds it free.
     """
 
     def __init__(self) -> None:
         for _ in range(200):
-            self.number = random.SystemRandom().randrange(20_000, 30_000)
+            self.number = free_port()
             try:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", self.number))
                 self._held = self._hold()
             except OSError:
-                continue
+                continue  # another has taken it in between
             return
         raise BrokerError("no free port was found between 20000 and 30000")
 

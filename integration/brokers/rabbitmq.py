@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from .broker import Broker, Protocol, Unavailable
+from .broker import Broker, BrokerError, Protocol, Unavailable
 from .container import ContainerBroker
 from .ladder import Service
 from .program import ProgramBroker
@@ -142,6 +142,20 @@ class _Node(ProgramBroker):
             [self._epmd, "-port", str(self._mapper_port), "-address", "127.0.0.1"], self._environment
         )
         self._program([self._server], self._environment)
+
+    def control(self, *arguments: str) -> None:
+        """``rabbitmqctl`` on this node. Raises BrokerError where it fails."""
+        program = Path(self._server).with_name("rabbitmqctl")
+        done = subprocess.run(
+            [str(program), *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {done.stdout[-300:]}{done.stderr[-300:]}")
 
 
 # Schedulers that have nothing to do sleep at once: two cores are for the tests.

@@ -19,7 +19,7 @@ def main(first: str, driver_path: str, url: str, *styles: str) -> None:
     from integration.contract.telemetry import set_providers
 
     module, name = driver_path.split(":")
-    library = module.rpartition(".")[2].removesuffix("_driver")
+    library = module.rpartition(".")[2].removesuffix("_driver").removesuffix("_aio")
     providers = set_providers()
     if first == "library":
         importlib.import_module(library)

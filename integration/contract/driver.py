@@ -15,6 +15,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from integration.contract.actions import Handler, do
 from queueprop import Settings
@@ -442,10 +443,26 @@ class Driver(ABC):
 
     def send_attributes(self) -> dict[str, Any]:
         """The exact attributes of a PRODUCER span; a type stands for any value of it."""
-        return {}
+        return self._attributes("publish", "send")
 
     def process_attributes(self) -> dict[str, Any]:
-        return {}
+        return {
+            **self._attributes("process", "process"),
+            "queueprop.message.delivery_attempt": 1,
+            "queueprop.message.queue_time": float,
+        }
+
+    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
+        """What the two have in common."""
+        address = urlsplit(self.url or "")
+        server = {"server.address": address.hostname, "server.port": address.port} if address.hostname else {}
+        return {
+            "messaging.system": self.system,
+            "messaging.operation.name": name,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": self.queue,
+            **server,
+        }
 
 
 class _LeftError(Exception):

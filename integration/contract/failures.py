@@ -46,7 +46,7 @@ class Failures:
                     assert [error.marker for error in run.told.library_errors] == raised, refusal.name
                     assert len(run.consumers) == (refusal.deliveries if traced else 0), refusal.name
                     assert run.complaints() == [], refusal.name
-            assert outcomes[0] == outcomes[1], refusal.name
+            assert outcomes[0] == outcomes[1], f"{refusal.name}: plain {outcomes[0]}, traced {outcomes[1]}"
 
     @scenario(10)
     def test_a_publish_that_fails_is_an_error(self, rig: Rig) -> None:

@@ -19,7 +19,8 @@ from integration.contract.driver import Driver
 from integration.contract.run import Rig, Run
 from integration.contract.scenario import scenario
 from integration.contract.telemetry import DEADLINE
-from queueprop.kit.instrumentor import Adapter, Rival, Rivals
+from queueprop.kit.instrumentor import Adapter
+from queueprop.kit.rivals import Rival, Rivals
 
 # What Python and its libraries write into classes by themselves.
 _VOLATILE = frozenset(
@@ -197,7 +198,8 @@ def _assert_silent(run: Run) -> None:
 def _members(driver: Driver) -> dict[str, object]:
     """Every function, class and class attribute of the library, by its full name."""
     found: dict[str, object] = {}
-    for name, module in list(sys.modules.items()):
+    # In one step: garbage that is collected meanwhile may import something.
+    for name, module in sys.modules.copy().items():
         if module is None or name.split(".")[0] not in driver.packages:
             continue
         for member, value in list(vars(module).items()):

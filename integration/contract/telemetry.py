@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +42,9 @@ SDK = "_QUEUEPROP_CONTRACT_SDK"
 
 DEADLINE = 60.0
 """Seconds after which a condition that a run waits for counts as never met."""
+
+PATIENCE = 120.0
+"""Seconds for a wait that does not look again and again, and so takes a machine that stands still for a hang."""
 
 _PROPAGATORS = "OTEL_PROPAGATORS"
 
@@ -287,11 +289,13 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
     """Returns as soon as the condition holds; ``AssertionError`` when it still does not after ``deadline``
     seconds.
     """
-    end = time.monotonic() + deadline
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"waited {deadline:.0f} s in vain: {what}")
-        time.sleep(0.002)
+    # Not above: a program of a test's may begin before queueprop does.
+    from queueprop.cli.demo.processes import looks
+
+    for _ in looks(deadline, 0.002):
+        if condition():
+            return
+    raise AssertionError(f"waited {deadline:.0f} s in vain: {what}")
 
 
 class _FileSpanExporter(SpanExporter):

@@ -99,9 +99,12 @@ KNOWN_ATTRIBUTES = frozenset(
         "network.peer.address",
         "network.peer.port",
         "error.type",
+        "queueprop.context.reason",
         "queueprop.message.queue_time",
         "queueprop.message.delivery_attempt",
         "queueprop.message.delay",
+        "bullmq.job.name",
+        "celery.task.name",
         "code.function.name",
     ]
 )

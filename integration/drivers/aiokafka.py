@@ -1,75 +1,40 @@
-"""aiokafka on a live Kafka, or on librdkafka's mock cluster: every way to consume, through both APIs.
-
-Consumers are assigned their partition by hand, so that none waits for a group to gather; what a group has committed
-counts all the same. Kafka needs a tenth of a second to make a topic: the runs of one style share theirs, each from
-where it ended and with a group of its own.
-"""
+"""aiokafka on a live Kafka, or on librdkafka's mock cluster: every way to consume, through both APIs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from integration.brokers.kafka import addresses
 from integration.contract.actions import Delivery, Handler, run, run_async
 from integration.contract.driver import (
     Api,
-    Column,
     Counts,
-    Need,
-    Refusal,
     WireMessage,
     split_headers,
 )
 from integration.contract.telemetry import DEADLINE, tell_library_error
 from integration.drivers.event_loop import AsyncioDriver, EventLoop, left_by_cancel
+from integration.drivers.kafka import CLIENT, KafkaDriver, OnMockCluster, pairs_of
 from queueprop.adapters import aiokafka as adapter
 
-_CLIENT = "contract"
 _BACKOFF = 10  # milliseconds, instead of a hundred, that a client sleeps until it asks again
 
 
-class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
+class AIOKafkaDriver(KafkaDriver, AsyncioDriver["_EventLoop"]):
     """``async for``, ``getone`` and ``getmany``; a record that is handled is committed."""
 
     library = "aiokafka"
-    system = "kafka"
-    broker = "kafka"
-    wire_type = bytes
     packages = frozenset({"aiokafka"})
     ways: ClassVar[Sequence[str]] = ("send_and_wait", "send")
     batch_ways = ("send_batch",)
-    refusals: ClassVar[Sequence[Refusal]] = (
-        Refusal("committed"),
-        Refusal("requeue", 2),
-        Refusal("left uncommitted"),
-    )
     styles: ClassVar[Sequence[str]] = ("async for", "getone", "getmany")
     table = "aiokafka"
-    """The table of the matrix that its columns are in."""
-
-    @classmethod
-    def columns(cls) -> Sequence[Column]:
-        return [Column(cls.table, style, api) for style in cls.styles for api in ("explicit", "instrumentor")]
-
-    @classmethod
-    def lacks(cls, column: Column) -> Mapping[Need, str]:
-        lacks: dict[Need, str] = {
-            "delay": "Kafka has no delays",
-            "retry": "Kafka has no retries: a consumer seeks back",
-            "worker processes": "aiokafka starts no processes",
-        }
-        if column.style != "getmany":
-            lacks["batch receive"] = "one record at a time"
-        if column.api == "explicit":
-            lacks["instrumentor"] = "explicit API: nothing is patched"
-        return lacks
+    pulls_one, pulls_several = "getone", "getmany"
 
     @classmethod
     def exits(cls, style: str) -> Sequence[str]:
@@ -84,27 +49,9 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
     def at_once(cls, style: str) -> int:
         return 8 if style == "async for" else 100
 
-    @classmethod
-    def many(cls, column: Column) -> int:
-        # Every style runs the same code of ours there; a broker needs 1.5 ms a message.
-        return 10_000 if column.style == cls.styles[0] and column.api == "instrumentor" else 1_000
-
-    @classmethod
-    def remarks(cls, column: Column) -> Mapping[int, str]:
-        remarks = {15: f"{cls.many(column):,} messages on one thread"}
-        if column.style == "getone":
-            return remarks
-        told = "a for loop tells no error to its iterator: shown with traced_message() in the loop's body"
-        return {**remarks, 9: told, 11: told, 25: told}
-
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
-        self._group = self.queue
-        shared = f"{os.getpid()}-{style.replace(' ', '-')}"
-        self.queue, self.other_queue = f"orders-{shared}", f"shipments-{shared}"
         self._begins: Mapping[Any, int] = {}
-        self._refusals: dict[str, str] = {}
-        self._last: Any = None
         self._producer_class: Any = AIOKafkaProducer
         self._consumer_class: Any = AIOKafkaConsumer
 
@@ -127,10 +74,6 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
     def reconnect(self) -> None:
         self.close()
 
-    @property
-    def _servers(self) -> str:
-        return addresses(self.url or "")
-
     # Publishing
 
     def publish(
@@ -144,7 +87,7 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
         retries: int = 0,
     ) -> None:
         self._refusals[body] = refusal or "committed"
-        self._run(self._send(self.queue, body, _pairs(headers), way))
+        self._run(self._send(self.queue, body, pairs_of(headers), way))
 
     def publish_with(self, body: str, container: object) -> None:
         self._run(self._send(self.queue, body, container))
@@ -213,23 +156,11 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
         self, body: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
     ) -> None:
         with self._untraced():
-            self._run(self._send_plainly(body, [*(_pairs(headers) or ()), *(_pairs(fields) or ())]))
+            self._run(self._send_plainly(body, [*(pairs_of(headers) or ()), *(pairs_of(fields) or ())]))
 
     async def _send_plainly(self, body: str, headers: Any) -> None:
         producer = await self._event_loop.producer()
         await producer.send_and_wait(self.queue, body.encode(), partition=0, headers=headers)
-
-    @classmethod
-    def junk_carriers(cls) -> Sequence[object]:
-        return (None,)  # Kafka has a list there, or nothing
-
-    def plant_junk(self, body: str, junk: object) -> None:
-        self.plant(body, {})
-
-    @classmethod
-    def can_plant(cls, value: object) -> bool:
-        # Bytes or nothing, and no more than a request takes.
-        return value is None or (isinstance(value, (str, bytes)) and len(value) < 900_000)
 
     def kept_publish(self) -> Callable[[str], object]:
         send = self._run(self._event_loop.producer()).send_and_wait
@@ -363,7 +294,7 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
     async def _consuming(self, skipped: int | None = None) -> AsyncIterator[Any]:
         consumer = self._consumer_class(
             bootstrap_servers=self._servers,
-            client_id=_CLIENT,
+            client_id=CLIENT,
             group_id=self._group,
             enable_auto_commit=False,
             retry_backoff_ms=_BACKOFF,
@@ -479,54 +410,9 @@ class AIOKafkaDriver(AsyncioDriver["_EventLoop"]):
             self.close()
             self._producer_class, self._consumer_class = AIOKafkaProducer, AIOKafkaConsumer
 
-    # What is expected
 
-    @property
-    def settle_name(self) -> str:
-        return f"commit {self.queue}"
-
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
-    def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "messaging.consumer.group.name": self._group,
-            "queueprop.message.queue_time": float,
-        }
-
-    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        host, _, port = self._servers.split(",")[0].rpartition(":")
-        return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
-            "messaging.destination.partition.id": "0",
-            "messaging.client.id": _CLIENT,
-            "messaging.kafka.offset": int,
-            "server.address": host,
-            "server.port": int(port),
-        }
-
-
-class MockClusterDriver(AIOKafkaDriver):
-    """One column on librdkafka's mock cluster, also where there is a Kafka."""
-
-    broker = "kafka_mock"
+class MockClusterDriver(OnMockCluster, AIOKafkaDriver):
     table = "aiokafka on the mock cluster"
-
-    @classmethod
-    def columns(cls) -> Sequence[Column]:
-        return [Column(cls.table, "async for", "instrumentor")]
-
-    @classmethod
-    def lacks(cls, column: Column) -> Mapping[Need, str]:
-        return {**super().lacks(column), "restart": "the mock cluster cannot be started again where it was"}
-
-    @classmethod
-    def many(cls, column: Column) -> int:
-        return 1_000
 
 
 class _LeftError(Exception):
@@ -544,7 +430,7 @@ class _EventLoop(EventLoop):
 
     def make(self) -> Any:
         return self._producer_class(
-            bootstrap_servers=self._servers, client_id=_CLIENT, retry_backoff_ms=_BACKOFF
+            bootstrap_servers=self._servers, client_id=CLIENT, retry_backoff_ms=_BACKOFF
         )
 
     async def producer(self) -> Any:
@@ -563,9 +449,3 @@ class _EventLoop(EventLoop):
 def _partition(topic: str) -> Any:
     """Every topic has one."""
     return TopicPartition(topic, 0)
-
-
-def _pairs(fields: Mapping[str, Any] | None) -> list[tuple[str, Any]] | None:
-    if fields is None:
-        return None
-    return [(name, value.encode() if isinstance(value, str) else value) for name, value in fields.items()]

@@ -9,6 +9,7 @@ import json
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import threading
 import time
@@ -18,7 +19,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import dramatiq
 import pika
@@ -356,7 +356,7 @@ class DramatiqDriver(Driver):
         module.try_unblock_signals = unblock_and_tell
         module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.02)))
         module.multiprocessing = SimpleNamespace(**vars(multiprocessing))
-        module.multiprocessing.Event = _impatient_event  # one that is killed never says that it has started
+        module.multiprocessing.Event = _BootEvent  # one that is killed never says that it has started
         module.watch_logs = lambda *args: None
         worker: Any = importlib.import_module("dramatiq.worker")
         worker.QUEUE_PREFETCH = prefetch
@@ -403,27 +403,12 @@ class DramatiqDriver(Driver):
 
     # What is expected
 
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
-    def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "queueprop.message.delivery_attempt": 1,
-            "queueprop.message.queue_time": float,
-        }
-
     def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        address = urlsplit(self.url or "")
-        server = {"server.address": address.hostname, "server.port": address.port} if self.url else {}
+        function = f"{self._actor.fn.__module__}.{self._actor.fn.__qualname__}"
         return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
+            **super()._attributes(name, kind),
             "messaging.message.id": str,
-            "code.function.name": f"{self._actor.fn.__module__}.{self._actor.fn.__qualname__}",
-            **server,
+            "code.function.name": function,
         }
 
 
@@ -637,11 +622,21 @@ def _derived(broker_class: Any) -> Any:
     return Derived
 
 
-def _impatient_event() -> Any:
-    event: Any = multiprocessing.Event()
-    wait = event.wait
-    event.wait = lambda timeout: wait(min(timeout, 0.5))
-    return event
+class _BootEvent:
+    """By which a worker process tells that it has started; Dramatiq's main process waits for it.
+
+    Without a lock, as multiprocessing's has one: a worker that is killed while it tells keeps that, and the main
+    process would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._listen, self._tell = os.pipe()
+
+    def set(self) -> None:
+        os.write(self._tell, b".")
+
+    def wait(self, timeout: float) -> bool:
+        return bool(select.select([self._listen], [], [], min(timeout, 0.5))[0])
 
 
 def _deliveries_over() -> int:

@@ -387,9 +387,6 @@ class KombuDriver(Driver):
     def settle_name(self) -> str:
         return f"ack {self.destination}"
 
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
     def process_attributes(self) -> dict[str, Any]:
         return {**self._attributes("process", "process"), "queueprop.message.queue_time": float}
 

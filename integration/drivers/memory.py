@@ -404,26 +404,6 @@ class MemoryDriver(Driver):
         else:
             await steps.aclose()
 
-    # What is expected
-
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
-    def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "queueprop.message.delivery_attempt": 1,
-            "queueprop.message.queue_time": float,
-        }
-
-    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
-        }
-
 
 class _LeftError(Exception):
     """A loop's body raises it to leave."""

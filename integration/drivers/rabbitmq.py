@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import pika
 from pika.exceptions import AMQPError
@@ -210,27 +209,13 @@ class RabbitmqDriver(Driver):
 
     # What is expected
 
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
     def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "messaging.rabbitmq.message.delivery_tag": int,
-            "queueprop.message.delivery_attempt": 1,
-            "queueprop.message.queue_time": float,
-        }
+        return {**super().process_attributes(), "messaging.rabbitmq.message.delivery_tag": int}
 
     def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        address = urlsplit(self.url or "")
         return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
+            **super()._attributes(name, kind),
             "messaging.rabbitmq.destination.routing_key": self.queue,
-            "server.address": address.hostname,
-            "server.port": address.port,
         }
 
 

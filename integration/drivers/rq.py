@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-from urllib.parse import urlsplit
 
 import redis
 import rq
@@ -165,11 +164,13 @@ class RQDriver(Driver):
     def tracing(self, settings: Settings) -> Iterator[None]:
         if self.api == "explicit":
             os.environ[rq_jobs.SETTINGS] = rq_jobs.dump_settings(settings)
+            rq_jobs.here[:] = [settings]
             self._traced_worker_class().queueprop_settings = settings
         try:
             with super().tracing(settings):
                 yield
         finally:
+            rq_jobs.here.clear()
             os.environ.pop(rq_jobs.SETTINGS, None)  # of several explicit drivers the first took it away
 
     # Publishing
@@ -376,27 +377,12 @@ class RQDriver(Driver):
 
     # What is expected
 
-    def send_attributes(self) -> dict[str, Any]:
-        return self._attributes("publish", "send")
-
-    def process_attributes(self) -> dict[str, Any]:
-        return {
-            **self._attributes("process", "process"),
-            "queueprop.message.delivery_attempt": 1,
-            "queueprop.message.queue_time": float,
-        }
-
     def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        address = urlsplit(self.url or "")
+        function = f"{self._job.__module__}.{self._job.__qualname__}"
         return {
-            "messaging.system": self.system,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self.queue,
+            **super()._attributes(name, kind),
             "messaging.message.id": str,
-            "server.address": address.hostname,
-            "server.port": address.port,
-            "code.function.name": f"{self._job.__module__}.{self._job.__qualname__}",
+            "code.function.name": function,
         }
 
 

@@ -53,13 +53,21 @@ def on_failure(job: Any, connection: Any, kind: Any, error: BaseException, trace
 
 def explicit_settings() -> Settings | None:
     text = os.environ.get(SETTINGS)
-    return None if text is None else Settings(**json.loads(text))
+    if text is None:
+        return None
+    return here[-1] if here else Settings(**json.loads(text))
+
+
+here: list[Settings] = []
+"""The settings of this process and of those that it forks, which may also be functions."""
 
 
 def dump_settings(settings: Settings) -> str:
-    """Those that are text; a run gives no others."""
+    """Those that are text, for processes that are spawned."""
     values = {setting.name: getattr(settings, setting.name) for setting in dataclasses.fields(settings)}
-    return json.dumps({name: value for name, value in values.items() if value is not None})
+    return json.dumps(
+        {name: value for name, value in values.items() if isinstance(value, (str, int, float, tuple))}
+    )
 
 
 class TracedWorker(adapter.TracedWorker):

@@ -1,0 +1,1 @@
+"""Python and another language on the two sides of a queue of RabbitMQ or Kafka."""
