@@ -1,7 +1,9 @@
-"""One library, over a stub, in one way: ``python -m benchmarks.adapters LIBRARY WAY ROUNDS`` prints a report as JSON.
+"""One library in one way, over a stub or live: ``python -m benchmarks.adapters LIBRARY WAY WHERE ROUNDS`` prints a
+report as JSON. ``WHERE`` is ``stubs``, or ``live`` for the broker that the environment names (see ``live``).
 
-The ways are the library alone, instrumented by queueprop, and by another instrumentation of it that is installed. An
-instrumentation patches globally, so each has a process of its own. Providers are as in the core's mode "recorded".
+The ways are the library alone, instrumented by queueprop, and by another instrumentation of it that is installed; of
+the libraries of ``stubs.BY_HAND`` also by hand, as OpenTelemetry documents it, with a link. An instrumentation patches
+globally, so each has a process of its own. Providers are as in the core's mode "recorded".
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import queueprop
 from benchmarks import complete, measure
-from benchmarks.core import OPERATIONS, SPAN_ID, TRACE_ID, nothing
+from benchmarks.core import BY_HAND, OPERATIONS, SPAN_ID, TRACE_ID, nothing
+from benchmarks.live import client_of
 from benchmarks.stubs import Stub, stub_of
+from queueprop.kit.libraries import ADAPTERS
 
 WAYS = ("alone", "queueprop", "other")
+FINDS = {"stubs": stub_of, "live": client_of}
 Report = dict[str, Any]
 
 
@@ -30,7 +35,7 @@ class CannotRun(Exception):
     """What a row says instead of figures."""
 
 
-def report(library: str, way: str, rounds: int) -> Report:
+def report(library: str, way: str, where: str, rounds: int) -> Report:
     """Microseconds and retained objects of each operation; or ``cannot``, the reason why it is not measured.
 
     Raises AssertionError when a span that was timed is not complete.
@@ -38,11 +43,11 @@ def report(library: str, way: str, rounds: int) -> Report:
     trace.set_tracer_provider(TracerProvider())
     if way != "other":
         if way == "queueprop":
-            queueprop.instrument(library)
-        return measured(library, way, rounds)
+            queueprop.instrument(library)  # by hand patches nothing
+        return measured(FINDS[where](library), way, rounds)
     try:
         with_other(library)
-        return measured(library, way, rounds)
+        return measured(FINDS[where](library), way, rounds)
     except CannotRun as error:
         return {"cannot": str(error)}
     except Exception as error:  # it is not ours, and it is not to end the run
@@ -51,12 +56,8 @@ def report(library: str, way: str, rounds: int) -> Report:
 
 def with_other(library: str) -> None:
     """Instruments by the other instrumentation that our adapter names. Raises CannotRun."""
-    module = importlib.import_module(f"queueprop.adapters.{library.replace('-', '_')}")
-    [adapter] = [
-        found
-        for name, found in vars(module).items()
-        if name.endswith("Instrumentor") and getattr(found, "library", None) == library and name[0] != "_"
-    ]
+    module, _, instrumentor = ADAPTERS[library].partition(":")
+    adapter = getattr(importlib.import_module(module), instrumentor)
     if not adapter.rivals.known:
         raise CannotRun("OpenTelemetry has none")
     rival = adapter.rivals.known[0]
@@ -70,22 +71,28 @@ def with_other(library: str) -> None:
         raise CannotRun(f"{rival.distribution} does not know this version of {library}")
 
 
-def measured(library: str, way: str, rounds: int) -> Report:
-    stub = stub_of(library)
-    batches = batches_of(stub)
+def measured(stub: Stub, way: str, rounds: int) -> Report:
+    batches = batches_of(stub, way)
     found: Report = {
         operation: {"microseconds": time} for operation, time in measure.medians(batches, rounds).items()
     }
     found["cut"] = stub.cut
-    if way == "queueprop":
+    if way == "queueprop" and stub.cut:
         for operation, batch in batches.items():
             found[operation]["retained"] = measure.retained(batch)
     look(stub, way, found)
     return found
 
 
-def batches_of(stub: Stub) -> Mapping[str, measure.Batch]:
-    return {"send": stub.publishes, "process": lambda count: stub.deliveries(count, nothing)}
+def batches_of(stub: Stub, way: str) -> Mapping[str, measure.Batch]:
+    publishes, deliveries = calls_of(stub, way)
+    return {"send": publishes, "process": lambda count: deliveries(count, nothing)}
+
+
+def calls_of(stub: Stub, way: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if way == BY_HAND:
+        return stub.publishes_by_hand, stub.deliveries_by_hand
+    return stub.publishes, stub.deliveries
 
 
 # What was timed
@@ -94,16 +101,17 @@ def batches_of(stub: Stub) -> Mapping[str, measure.Batch]:
 def look(stub: Stub, way: str, found: Report) -> None:
     """Publishes and delivers one message each: queueprop's spans are checked, of another's it is told what they are."""
     spans = complete.exported()
+    publishes, deliveries = calls_of(stub, way)
     for operation in OPERATIONS:
         inside: list[complete.Current] = []
         prepare: Callable[[], object] = (
-            stub.publishes(1)
+            publishes(1)
             if operation == "send"
-            else stub.deliveries(1, lambda inside=inside: inside.append(complete.current()))  # type: ignore[misc]
+            else deliveries(1, lambda inside=inside: inside.append(complete.current()))
         )
         prepare()
         headers = stub.written() if operation == "send" else {}
-        check = {"alone": _check_nothing, "queueprop": _check_ours, "other": _tell}[way]
+        check = {"alone": _check_nothing, "queueprop": _check_ours, BY_HAND: _check_ours, "other": _tell}[way]
         check(stub, operation, spans(), inside, headers, found)
 
 
@@ -158,11 +166,11 @@ def profile(library: str, operation: str) -> None:
     """cProfile of queueprop's way, on stderr."""
     trace.set_tracer_provider(TracerProvider())
     queueprop.instrument(library)
-    run = batches_of(stub_of(library))[operation](5000)
+    run = batches_of(stub_of(library), "queueprop")[operation](5000)
     profiler = cProfile.Profile()
     profiler.runcall(run)
     pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(25)
 
 
 if __name__ == "__main__":
-    print(json.dumps(report(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(report(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))))

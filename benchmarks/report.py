@@ -17,14 +17,28 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.core import BARE, BY_HAND, OURS
+from benchmarks.where import ATTRIBUTES, PARTS
 
 Row = Mapping[str, Any]
 
 PACKAGES = (
     *("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-instrumentation", "wrapt"),
-    *("pika", "aio-pika", "aiokafka", "kombu", "dramatiq", "rq", "redis"),
+    *(
+        "pika",
+        "aio-pika",
+        "aiokafka",
+        "confluent-kafka",
+        "faststream",
+        "bullmq",
+        "celery",
+        "kombu",
+        "dramatiq",
+        "rq",
+        "redis",
+    ),
     *("opentelemetry-instrumentation-pika", "opentelemetry-instrumentation-aio-pika"),
-    "opentelemetry-instrumentation-aiokafka",
+    *("opentelemetry-instrumentation-aiokafka", "opentelemetry-instrumentation-celery"),
+    "opentelemetry-instrumentation-confluent-kafka",
 )
 
 
@@ -55,7 +69,11 @@ def print_tables(found: Mapping[str, Any], console: Console) -> None:
     if "core" in found:
         console.print(_core_table(found["core"]))
     if "adapters" in found:
-        console.print(_adapters_table(found["adapters"]))
+        console.print(_adapters_table("over stubs", found["adapters"]))
+    if "live" in found:
+        console.print(_adapters_table("on real brokers", found["live"]))
+    if "imports" in found:
+        console.print(_imports_table(found["imports"]))
     given = found["conditions"]
     console.print(
         f"Medians of {found['rounds']} rounds in {found['processes']} processes; {given['python']}, "
@@ -67,6 +85,13 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name in ("", "remarks") else "right")
+    return table
+
+
+def _imports_table(rows: Sequence[Row]) -> Table:
+    table = _table("Milliseconds of CPU an import", "", "beyond", "ms")
+    for row in rows:
+        table.add_row(f"import {row['import']}", row["beyond"], f"{row['ms']:.0f}")
     return table
 
 
@@ -85,9 +110,19 @@ def _core_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _adapters_table(rows: Sequence[Row]) -> Table:
+def _beside_ours(other: float, ours: float, alone: float) -> tuple[str, str, str]:
+    """What another instrumentation adds, in the columns of the table."""
+    return f"{other:.1f}", _times(alone + other, alone), _times(ours, other)
+
+
+def _beside_by_hand(by_hand: float | None, ours: float, alone: float) -> tuple[str, str]:
+    """What is added by hand, where that is measured."""
+    return ("", "") if by_hand is None else (f"{by_hand - alone:.1f}", _times(ours - alone, by_hand - alone))
+
+
+def _adapters_table(where: str, rows: Sequence[Row]) -> Table:
     table = _table(
-        "Microseconds of CPU a message: the libraries, over stubs",
+        f"Microseconds of CPU a message: the libraries, {where}",
         *(
             "",
             "alone",
@@ -95,6 +130,9 @@ def _adapters_table(rows: Sequence[Row]) -> Table:
             "of alone",
             "OpenTelemetry's adds",
             "of alone",
+            "ours of its",
+            "by hand adds",
+            "ours of it",
             "retained",
             "remarks",
         ),
@@ -104,7 +142,8 @@ def _adapters_table(rows: Sequence[Row]) -> Table:
         table.add_row(
             f"{row['library']} {row['operation']}",
             *(f"{alone:.1f}", f"{ours - alone:.1f}", _times(ours, alone)),
-            *(("", "") if other is None else (f"{other - alone:.1f}", _times(other, alone))),
+            *(("", "", "") if other is None else _beside_ours(other - alone, ours - alone, alone)),
+            *_beside_by_hand(row.get(BY_HAND), ours, alone),
             *(str(row["retained"]), row["remarks"]),
         )
     return table
@@ -119,6 +158,23 @@ def print_scale(found: Mapping[str, Any], console: Console) -> None:
         table = _table(f"Microseconds of CPU a message, {name}", *(f"{int(size):,}" for size in series))
         table.add_row(*(f"{value:.1f}" for value in series.values()))
         console.print(table)
+
+
+def print_where(rows: Sequence[Row], console: Console) -> None:
+    table = _table("Instructions a message, by whose they are", "", *PARTS, "in all", ATTRIBUTES)
+    for row in sorted(rows, key=lambda row: (row["operation"], row["library"]), reverse=True):
+        counts = [row[part] for part in PARTS]
+        table.add_row(
+            f"{row['library']} {row['operation']}, {row['way']}",
+            *(f"{count:.0f}" for count in (*counts, sum(counts), row[ATTRIBUTES])),
+        )
+    console.print(table)
+
+
+def print_parts(what: str, microseconds: Mapping[str, float], console: Console) -> None:
+    table = _table(f"Microseconds of CPU a message, {what}: part upon part", *microseconds)
+    table.add_row(*(f"{value:.1f}" for value in microseconds.values()))
+    console.print(table)
 
 
 # Charts

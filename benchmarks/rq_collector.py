@@ -9,6 +9,7 @@ in a span of their own. Its Collector
     plain           (none, and no queueprop: RQ alone)
     no exporter     (OTEL_TRACES_EXPORTER=none: spans are made and not sent)
     living          answers at once; its spans are counted: a CONSUMER span a job, and the job's own
+    with metrics    the same, and metrics are exported as well (OTEL_METRICS_EXPORTER=otlp); their requests are counted
     refusing        is down: connections are refused
     silent          accepts connections and never answers
 
@@ -26,8 +27,10 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +39,11 @@ from rq import Queue
 from rq.job import Job
 
 from queueprop.cli.demo.processes import Processes
-from queueprop.cli.demo.receiver import Receiver
 from queueprop.cli.demo.redis_server import redis_server
+from queueprop.cli.watch.receiver import Receiver
 from queueprop.testing.tree import SpanRecord
 
-MODES = ("plain", "no exporter", "living", "refusing", "silent")
+MODES = ("plain", "no exporter", "living", "with metrics", "refusing", "silent")
 TARGETS = {"refusing": 0.9, "silent": 0.9}
 FOLDER = Path(__file__).parent
 
@@ -50,8 +53,8 @@ class Run(NamedTuple):
 
     rate: float
     """Jobs a second."""
-    spans: str
-    """Which spans its Collector was given."""
+    given: str
+    """What its Collector was given."""
 
 
 def measure(start: str, url: str, jobs: int, warm: int, rounds: int, modes: list[str]) -> None:
@@ -67,9 +70,9 @@ def measure(start: str, url: str, jobs: int, warm: int, rounds: int, modes: list
         ratio = statistics.median(rates) / compared
         goal = TARGETS.get(mode)
         verdict = "" if goal is None else f"   at least {goal:.2f}: {'yes' if ratio >= goal else 'NO'}"
-        spans = "".join(f"   {text}" for text in dict.fromkeys(one.spans for one in taken))
+        found = "".join(f"   {text}" for text in dict.fromkeys(one.given for one in taken))
         print(
-            f"{mode:<14}{statistics.median(rates):8.2f}{min(rates):8.2f}{max(rates):8.2f}{ratio:10.3f}{verdict}{spans}",
+            f"{mode:<14}{statistics.median(rates):8.2f}{min(rates):8.2f}{max(rates):8.2f}{ratio:10.3f}{verdict}{found}",
             flush=True,
         )
 
@@ -89,12 +92,13 @@ def run(start: str, mode: str, url: str, jobs: int, warm: int) -> Run:
             stderr=subprocess.DEVNULL,
             check=True,
         )
-        spans = counted(found.spans(), jobs) if mode == "living" else ""
+        given = counted(found.spans(), jobs) if mode in ("living", "with metrics") else ""
+        given += f", {found.metrics()} requests with metrics" if mode == "with metrics" else ""
     ended = sorted(one.ended_at for one in Job.fetch_many(ids, connection) if one and one.ended_at)
     connection.close()
     if len(ended) != jobs:
         raise SystemExit(f"{mode}: {len(ended)} of {jobs} jobs were done")
-    return Run((jobs - warm) / (ended[-1] - ended[warm - 1]).total_seconds(), spans)
+    return Run((jobs - warm) / (ended[-1] - ended[warm - 1]).total_seconds(), given)
 
 
 def published() -> dict[str, dict[str, str]]:
@@ -124,6 +128,8 @@ class Collector(NamedTuple):
     """What tells the SDK of it."""
     spans: Callable[[], list[SpanRecord]]
     """What it has been given."""
+    metrics: Callable[[], int] = int
+    """How many requests with metrics."""
 
 
 @contextmanager
@@ -131,6 +137,13 @@ def collector(mode: str) -> Iterator[Collector]:
     if mode == "living":
         with Receiver() as receiver:
             yield Collector(_pointing_to(receiver.endpoint), receiver.spans)
+    elif mode == "with metrics":
+        with Receiver() as receiver, counting_server() as (endpoint, requests):
+            variables = {
+                "OTEL_METRICS_EXPORTER": "otlp_proto_http",
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": endpoint,
+            }
+            yield Collector({**_pointing_to(receiver.endpoint), **variables}, receiver.spans, requests)
     elif mode in ("refusing", "silent"):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -139,6 +152,27 @@ def collector(mode: str) -> Iterator[Collector]:
             yield Collector(_pointing_to(f"http://127.0.0.1:{taken.getsockname()[1]}"), list)
     else:
         yield Collector({"OTEL_TRACES_EXPORTER": "none"}, list)
+
+
+@contextmanager
+def counting_server() -> Iterator[tuple[str, Callable[[], int]]]:
+    """Takes whatever is posted. Gives its address, and what tells how often that was."""
+    came: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            came.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/metrics", lambda: len(came)
+        server.shutdown()
 
 
 def _pointing_to(endpoint: str) -> dict[str, str]:

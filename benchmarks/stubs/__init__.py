@@ -7,7 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-LIBRARIES = ("pika", "aio-pika", "aiokafka", "kombu", "dramatiq", "rq")
+LIBRARIES = (
+    *("pika", "aio-pika", "aiokafka", "confluent-kafka", "faststream"),
+    *("bullmq", "celery", "kombu", "dramatiq", "rq"),
+)
+
+BY_HAND = ("pika", "aio-pika", "aiokafka", "confluent-kafka", "celery")
+"""Those that are measured by hand as well."""
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 """The creation context of every delivery."""
@@ -22,10 +28,10 @@ class Stub(ABC):
     """``messaging.system``"""
 
     cut: ClassVar[str]
-    """Where it ends: what below is a stand-in."""
+    """Where it ends: what below is a stand-in. Empty where nothing is."""
 
-    published_to: ClassVar[str] = "orders"
-    consumed_from: ClassVar[str] = "orders"
+    published_to = "orders"
+    consumed_from = "orders"
 
     @abstractmethod
     def publishes(self, count: int) -> Callable[[], object]:
@@ -34,6 +40,14 @@ class Stub(ABC):
     @abstractmethod
     def deliveries(self, count: int, handler: Handler) -> Callable[[], object]:
         """Prepares as many deliveries, all with ``TRACEPARENT``, and gives what hands them to a handler."""
+
+    def publishes_by_hand(self, count: int) -> Callable[[], object]:
+        """The same with what OpenTelemetry documents to do by hand; only for those of ``BY_HAND``."""
+        raise NotImplementedError
+
+    def deliveries_by_hand(self, count: int, handler: Handler) -> Callable[[], object]:
+        """The same, with a link to the creation context."""
+        raise NotImplementedError
 
     @abstractmethod
     def written(self) -> Mapping[str, str]:

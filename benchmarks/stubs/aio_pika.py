@@ -16,6 +16,7 @@ from pamqp.header import ContentHeader
 from yarl import URL
 
 from benchmarks.stubs import TRACEPARENT, Handler, Stub, texts
+from benchmarks.stubs.by_hand import ByHand, injected
 
 
 class _Underlay:
@@ -67,12 +68,12 @@ class AioPika(Stub):
         self._underlay = _Underlay()
         channel: Any = _Channel(self._underlay, self._loop)
         self._exchange = Exchange(channel, "")
-        self._handler: Handler = lambda: None
+        self._take: Callable[[Any], object] = lambda headers: None
         queue = Queue(channel, "orders", False, False, False, None)
         self._loop.run_until_complete(queue.consume(self._on_message, no_ack=True))
 
     async def _on_message(self, message: Any) -> None:
-        self._handler()
+        self._take(message.headers)
 
     def publishes(self, count: int) -> Callable[[], object]:
         async def publish() -> None:
@@ -82,7 +83,24 @@ class AioPika(Stub):
         return lambda: self._loop.run_until_complete(publish())
 
     def deliveries(self, count: int, handler: Handler) -> Callable[[], object]:
-        self._handler = handler
+        return self._delivers(count, lambda headers: handler())
+
+    def publishes_by_hand(self, count: int) -> Callable[[], object]:
+        by_hand = ByHand(self.system)
+
+        async def publish() -> None:
+            for _ in range(count):
+                with by_hand.sending():
+                    headers: Any = {"tenant": "acme", **injected()}
+                    await self._exchange.publish(Message(b"hello", headers=headers), "orders")
+
+        return lambda: self._loop.run_until_complete(publish())
+
+    def deliveries_by_hand(self, count: int, handler: Handler) -> Callable[[], object]:
+        return self._delivers(count, ByHand(self.system).around(handler))
+
+    def _delivers(self, count: int, take: Callable[[Any], object]) -> Callable[[], object]:
+        self._take = take
         messages = [self._delivered() for _ in range(count)]
 
         async def deliver() -> None:

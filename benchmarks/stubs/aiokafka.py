@@ -12,6 +12,7 @@ from aiokafka.errors import ConsumerStoppedError
 from aiokafka.record.memory_records import MemoryRecords
 
 from benchmarks.stubs import TRACEPARENT, Handler, Stub, texts
+from benchmarks.stubs.by_hand import ByHand, as_pairs, from_pairs, injected
 
 
 class AIOKafka(Stub):
@@ -53,6 +54,9 @@ class AIOKafka(Stub):
         """Each is sent, and then acknowledged, where its span ends."""
         for _ in range(count):
             await self._producer.send("orders", b"hello", key=b"k", headers=[("tenant", b"acme")])
+        await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
         waiting = self._producer._message_accumulator._batches
         for batches in list(waiting.values()):
             for batch in batches:
@@ -68,6 +72,28 @@ class AIOKafka(Stub):
         async def consume() -> None:
             async for _ in self._consumer:
                 handler()
+
+        return lambda: self._loop.run_until_complete(consume())
+
+    def publishes_by_hand(self, count: int) -> Callable[[], object]:
+        by_hand = ByHand(self.system)
+
+        async def publish() -> None:
+            for _ in range(count):
+                with by_hand.sending():
+                    headers = [("tenant", b"acme"), *as_pairs(injected())]
+                    await self._producer.send("orders", b"hello", key=b"k", headers=headers)
+            await self._acknowledge()
+
+        return lambda: self._loop.run_until_complete(publish())
+
+    def deliveries_by_hand(self, count: int, handler: Handler) -> Callable[[], object]:
+        self._records = [_record(offset) for offset in range(count)]
+        handle = ByHand(self.system).around(handler)
+
+        async def consume() -> None:
+            async for record in self._consumer:
+                handle(from_pairs(record.headers))
 
         return lambda: self._loop.run_until_complete(consume())
 

@@ -11,6 +11,7 @@ from pika.channel import Channel
 from pika.connection import Connection
 
 from benchmarks.stubs import TRACEPARENT, Handler, Stub, texts
+from benchmarks.stubs.by_hand import ByHand, injected
 
 
 class _Wire(Connection):  # type: ignore[misc]
@@ -61,11 +62,11 @@ class Pika(Stub):
         below = self._channel._impl
         below._set_state(Channel.OPEN)
         below._rpc = lambda *_: None
-        self._handler: Handler = lambda: None
+        self._take: Callable[[Any], object] = lambda headers: None
         self._channel.basic_consume("orders", self._on_message, auto_ack=True, consumer_tag="consumer")
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._handler()
+        self._take(properties.headers)
 
     def publishes(self, count: int) -> Callable[[], None]:
         publish = self._channel.basic_publish
@@ -78,7 +79,25 @@ class Pika(Stub):
         return run
 
     def deliveries(self, count: int, handler: Handler) -> Callable[[], None]:
-        self._handler = handler
+        return self._delivers(count, lambda headers: handler())
+
+    def publishes_by_hand(self, count: int) -> Callable[[], None]:
+        publish, by_hand = self._channel.basic_publish, ByHand(self.system)
+        self._wire.emitted.clear()
+
+        def run() -> None:
+            for _ in range(count):
+                with by_hand.sending():
+                    headers = {"tenant": "acme", **injected()}
+                    publish("", "orders", b"hello", BasicProperties(headers=headers))
+
+        return run
+
+    def deliveries_by_hand(self, count: int, handler: Handler) -> Callable[[], None]:
+        return self._delivers(count, ByHand(self.system).around(handler))
+
+    def _delivers(self, count: int, take: Callable[[Any], object]) -> Callable[[], None]:
+        self._take = take
         data = b"".join(one.marshal() for one in _delivery())
 
         def run() -> None:
