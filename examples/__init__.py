@@ -1,0 +1,1 @@
+"""Programs as people would write them, with queueprop."""
