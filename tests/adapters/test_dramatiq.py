@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import re
 import subprocess
@@ -55,10 +56,11 @@ from pika.channel import Channel
 from queueprop import Settings, guard
 from queueprop.adapters import dramatiq as adapter
 from queueprop.adapters import pika as pika_adapter
+from queueprop.adapters.dramatiq import messages, performing, publishing
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.operations import Operation
-from queueprop.kit import jobs
 from queueprop.kit.iteration import GeneratorMessages
+from queueprop.kit.jobs import AUTO_INSTRUMENTATION
 from queueprop.kit.libraries import MissingExtra
 from queueprop.kit.nesting import Everything, is_spoken_for, speaking_for
 from queueprop.process.flush import flush
@@ -371,6 +373,13 @@ class TestPublish:
         assert span.attributes["error.type"] == "dramatiq.errors.QueueNotFound"
         assert span.attributes["code.function.name"] == "unknown"
 
+    def test_a_long_name_of_an_actor_is_cut(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
+        """What comes from outside is bounded on spans, and sent as it is."""
+        broker.declare_queue("orders")
+        sent = broker.enqueue(dramatiq.Message("orders", "x" * 2000, (), {}, {}))
+        assert only(captured_spans).attributes["code.function.name"] == "x" * 1024
+        assert sent.actor_name == "x" * 2000
+
     def test_what_is_no_message_is_dramatiq_s_to_refuse(
         self, captured_spans: CapturedSpans, broker: StubBroker
     ) -> None:
@@ -436,14 +445,23 @@ class TestPublish:
             consume(broker)
         assert [it.message_id for it in given] == [message.message_id] * 2
 
-    @pytest.mark.parametrize("name", ["_destination", "_with_carrier", "is_altered"])
+    @pytest.mark.parametrize(
+        ("owner", "name"),
+        [(messages, "_destination_at"), (publishing, "with_context"), (publishing, "is_altered")],
+        ids=lambda it: getattr(it, "__name__", it),
+    )
     def test_a_fault_of_ours_lets_the_message_go(
-        self, broker: StubBroker, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        broker: StubBroker,
+        owner: Any,
+        name: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """It is sent, returned and handled, untraced where it must be; the log says so."""
         monkeypatch.setattr(guard, "raise_faults", False)
         monkeypatch.setattr(guard, "_logged", {})
-        monkeypatch.setattr(adapter, name, _broken)
+        monkeypatch.setattr(owner, name, _broken)
         done: list[str] = []
         message = actor(broker, lambda it: done.append(it)).send("hello")
         consume(broker)
@@ -627,7 +645,7 @@ class TestBrokers:
         """The message goes out."""
         monkeypatch.setattr(guard, "raise_faults", False)
         monkeypatch.setattr(guard, "_logged", {})
-        monkeypatch.setattr(adapter, "_destination", _broken)
+        monkeypatch.setattr(messages, "_destination_at", _broken)
         broker = Mailbox(middleware=[adapter.QueuepropMiddleware()])
         broker.enqueue(dramatiq.Message("orders", "work", (), {}, {}))
         assert broker.sent == [{}]
@@ -647,7 +665,7 @@ class TestBrokers:
     )
     def test_the_server_is_told(self, broker: Any, expected: tuple[str | None, int | None]) -> None:
         """Host and port, where there is one."""
-        destination = adapter._destination(broker, dramatiq.Message("orders.DQ", "work", (), {}, {}))
+        destination = messages.destination_of(broker, dramatiq.Message("orders.DQ", "work", (), {}, {}))
         assert (destination.server_address, destination.server_port) == expected
         assert destination.name == "orders"
 
@@ -746,10 +764,10 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
-            (adapter, "_destination"),
-            (adapter, "_with_carrier"),
-            (adapter, "_Performance"),
-            (adapter._Performance, "conclude"),
+            (messages, "_destination_at"),
+            (publishing, "with_context"),
+            (performing, "_Performance"),
+            (performing._Performance, "conclude"),
             (Engine, "settle"),
             (Engine, "start_span"),
             (Engine, "write"),
@@ -877,7 +895,7 @@ class TestProcess:
         self, captured_spans: CapturedSpans, broker: StubBroker
     ) -> None:
         """To their end: numbered, each a child of the one PRODUCER span; the delay before each is told apart."""
-        actor(broker, fail, max_retries=2, min_backoff=30, max_backoff=30).send()
+        actor(broker, fail, max_retries=2, min_backoff=300, max_backoff=300).send()
         consume(broker)
         producer = only(captured_spans, SpanKind.PRODUCER)
         found = consumers(captured_spans)
@@ -886,7 +904,7 @@ class TestProcess:
         assert [it["queueprop.message.delivery_attempt"] for it in attributes] == [1, 2, 3]
         assert "queueprop.message.delay" not in attributes[0]
         for it in attributes[1:]:
-            assert 0 < it["queueprop.message.delay"] <= 0.03
+            assert 0 < it["queueprop.message.delay"] <= 0.3
             assert it["queueprop.message.queue_time"] < 10
         assert {it["error.type"] for it in attributes} == {"ValueError"}
         assert [len(span.events) for span in found] == [1, 1, 1]
@@ -1021,7 +1039,7 @@ class TestProcess:
         """Nothing that an SDK complains of for each such message."""
         message = dramatiq.MessageProxy(dramatiq.Message("orders", junk, (), {}, {}, message_id=junk))
         thread: Any = SimpleNamespace(broker=broker)
-        adapter._Hooks(engine_for()).process_message(lambda message: None, thread, (message,), {})
+        performing.PerformingHooks(engine_for()).process_message(lambda message: None, thread, (message,), {})
         assert not {"messaging.message.id", "code.function.name"} & only(captured_spans).attributes.keys()
         assert caplog.text == ""
 
@@ -1033,7 +1051,7 @@ class TestProcess:
         message = dramatiq.MessageProxy(dramatiq.Message("orders", "work", (), {}, options))
         thread: Any = SimpleNamespace(broker=broker)
         done: list[Any] = []
-        adapter._Hooks(engine_for()).process_message(done.append, thread, (message,), {})
+        performing.PerformingHooks(engine_for()).process_message(done.append, thread, (message,), {})
         assert len(done) == 1
         span = only(captured_spans)
         assert (span.parent, span.attributes["queueprop.message.delivery_attempt"]) == (None, 1)
@@ -1088,14 +1106,14 @@ class TestProcess:
         """What its get_actor raises is Dramatiq's to see; ours asks and keeps still, save for a time limit."""
         monkeypatch.setattr(broker, "get_actor", _broken)
         message: Any = SimpleNamespace(options={}, actor_name="work")
-        assert adapter._actor_not_found(broker, message) is None
+        assert performing._actor_not_found(broker, message) is None
         monkeypatch.setattr(guard, "_not_ours", (RuntimeError,))
         with pytest.raises(RuntimeError):
-            adapter._actor_not_found(broker, message)
+            performing._actor_not_found(broker, message)
         message.options["eta"] = 1
-        assert adapter._actor_not_found(StubBroker(), message) is None
+        assert performing._actor_not_found(StubBroker(), message) is None
         message.options["eta"] = None
-        assert isinstance(adapter._actor_not_found(StubBroker(), message), ActorNotFound)
+        assert isinstance(performing._actor_not_found(StubBroker(), message), ActorNotFound)
 
     def test_an_actor_that_exits_has_failed(self, captured_spans: CapturedSpans, broker: StubBroker) -> None:
         """sys.exit() in an actor is a failure to Dramatiq, whatever the status; it ends no thread."""
@@ -1297,7 +1315,7 @@ class TestProcess:
             raise KeyboardInterrupt
 
         before = context.get_current()
-        hooks = adapter._Hooks(engine_for())
+        hooks = performing.PerformingHooks(engine_for())
         with pytest.raises(KeyboardInterrupt):
             hooks.process_message(process, thread, (message,), {})
         assert context.get_current() is before
@@ -1309,7 +1327,7 @@ class TestProcess:
         """Untraced; the log says so."""
         monkeypatch.setattr(guard, "raise_faults", False)
         monkeypatch.setattr(guard, "_logged", {})
-        monkeypatch.setattr(adapter, "_Performance", _broken)
+        monkeypatch.setattr(performing, "_Performance", _broken)
         done: list[str] = []
         actor(broker, lambda it: done.append(it)).send("hello")
         consume(broker)
@@ -1631,7 +1649,9 @@ class TestProcesses:
     def test_children_of_multiprocessing_flush_at_their_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Registered for children that fork, and at once in a child that was spawned; by both APIs."""
         registered: list[Any] = []
-        monkeypatch.setattr(jobs, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs)))
+        monkeypatch.setattr(
+            multiprocessing.util, "Finalize", lambda *args, **kwargs: registered.append((args, kwargs))
+        )
         monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
         settings = Settings(flush_timeout=1.5)
         adapter.QueuepropMiddleware(settings)
@@ -1642,7 +1662,7 @@ class TestProcesses:
     def test_a_launcher_is_found_by_spawned_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Under opentelemetry-instrument, whose folder is no longer in PYTHONPATH, the command line puts it back."""
         launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
-        monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
+        monkeypatch.setitem(sys.modules, AUTO_INSTRUMENTATION, launcher)
         cli: Any = importlib.import_module("dramatiq.cli")
         monkeypatch.setattr(cli, "main", lambda: os.environ["PYTHONPATH"])
         monkeypatch.setenv("PYTHONPATH", "/mine")
@@ -1654,7 +1674,7 @@ class TestProcesses:
     def test_spawned_workers_do_not_say_again_what_was_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Under opentelemetry-instrument they find out the same at their start as the command line has."""
         launcher: Any = SimpleNamespace(__file__="/launcher/__init__.py")
-        monkeypatch.setitem(sys.modules, adapter._AUTO_INSTRUMENTATION, launcher)
+        monkeypatch.setitem(sys.modules, AUTO_INSTRUMENTATION, launcher)
         monkeypatch.setattr(guard, "_logged", {})
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         monkeypatch.setenv("_QUEUEPROP_SAID", "")
@@ -1682,7 +1702,8 @@ def test_the_extra_is_named_when_dramatiq_is_missing(monkeypatch: pytest.MonkeyP
         importlib.import_module(name)
     monkeypatch.undo()
     monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "dramatiq.worker", None)
+    monkeypatch.delitem(sys.modules, "dramatiq")
+    monkeypatch.setitem(sys.modules, "dramatiq.broker", None)
     with pytest.raises(ModuleNotFoundError) as raised:
         importlib.import_module(name)
     assert not isinstance(raised.value, MissingExtra)

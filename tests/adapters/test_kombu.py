@@ -21,6 +21,7 @@ pytest.importorskip("kombu")
 
 import kombu
 import wrapt
+from amqp.exceptions import RecoverableConnectionError
 from kombu import common, compat, pools
 from kombu.common import itermessages
 from kombu.exceptions import DecodeError, EncodeError, NotBoundError
@@ -37,6 +38,7 @@ from queueprop import Destination, Settings
 from queueprop.adapters import kombu as adapter
 from queueprop.testing import CapturedSpans
 from tests.adapters import faults
+from tests.telemetry import Telemetry
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -216,6 +218,58 @@ class TestPublishing:
         inner, outer = captured_spans
         assert [carried(pull(queue)) for _ in range(2)] == [context_of(inner), context_of(outer)]
         assert parent_of(inner) == context_of(outer)
+
+    @pytest.mark.parametrize("body", [{"order": 1}, None])
+    @pytest.mark.parametrize("api", ["explicit", "instrumentor", "both"])
+    def test_a_fallback_s_publish_of_the_same_body_is_another_message(
+        self, captured_spans: CapturedSpans, connection: Any, queue: Any, api: str, body: Any
+    ) -> None:
+        """What a retry's errback sends by another producer has a span and a context of its own, and only one."""
+        down, standby = connection.clone().Producer(), kombu.Producer(queue.channel, queue.exchange)
+        down.channel.basic_publish = _refuse  # until the retry opens another channel
+        words = (lambda publish: publish) if api == "instrumentor" else adapter.traced_publish
+
+        def send_elsewhere(error: Exception, interval: float) -> None:
+            words(standby.publish)(body, routing_key="new")
+
+        policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "errback": send_elsewhere}
+        instrumentor = adapter.KombuInstrumentor()
+        if api != "explicit":
+            instrumentor.instrument()
+        try:
+            words(down.publish)(body, routing_key="main", retry=True, retry_policy=policy)
+        finally:
+            instrumentor.uninstrument()
+        inner, outer = captured_spans
+        assert carried(pull(queue)) == context_of(inner)
+        assert parent_of(inner) == context_of(outer)
+        assert (inner.name, outer.name) == (f"publish {queue.exchange.name}:new", "publish main")
+
+    @pytest.mark.parametrize("is_sampled", [True, False])
+    def test_a_producer_that_hands_on_to_another_is_one_publish(
+        self, captured_spans: CapturedSpans, queue: Any, is_sampled: bool
+    ) -> None:
+        """Where the headers go along: the message carries the context of the traced call, and is counted once."""
+
+        class Facade(kombu.Producer):  # type: ignore[misc]
+            def publish(self, body: Any, headers: Any = None, **options: Any) -> Any:
+                return producer.publish(body, headers=headers, **options)
+
+        producer = kombu.Producer(queue.channel, queue.exchange, "new")
+        telemetry = Telemetry(captured_spans)
+        settings, instrumentor = telemetry.measured(), adapter.KombuInstrumentor()
+        instrumentor.instrument(settings=settings)
+        flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if is_sampled else trace.TraceFlags.DEFAULT)
+        request = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False, trace_flags=flags))
+        try:
+            with trace.use_span(request):
+                adapter.traced_publish(Facade(queue.channel).publish, settings=settings)({"order": 1})
+        finally:
+            instrumentor.uninstrument()
+        assert [point.value for point in telemetry.points("messaging.client.sent.messages")] == [1]
+        if is_sampled:
+            [span] = captured_spans
+            assert carried(pull(queue)) == context_of(span)
 
     def test_the_arguments_of_a_publish_are_looked_up_once(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
@@ -701,6 +755,52 @@ class TestConsuming:
         assert (received.kind, process.kind) == (SpanKind.CLIENT, SpanKind.CONSUMER)
         assert [span.get_span_context() for span in seen] == [process.get_span_context()]
 
+    @pytest.mark.parametrize("given", [((), {"enable_callbacks": True}), ((True, True), {})])
+    def test_callbacks_that_fetch_calls_run_inside_the_span(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any, given: Any
+    ) -> None:
+        """kombu.compat's consumers may be asked to call them for one message: beside the pull's receive span it has a
+        CONSUMER span, which they share, and which ends with the call. An empty queue has none.
+        """
+        publish(queue, "one")
+        seen: list[Any] = []
+        args, kwargs = given
+        with compat.Consumer(connection, queue.name, queue.exchange.name, "new") as consumer:
+            for _ in range(2):
+                consumer.register_callback(lambda body, message: seen.append((body, get_current_span())))
+            fetched = consumer.fetch(*args, **kwargs)
+            assert fetched.payload == "one"
+            assert consumer.fetch(*args, **kwargs) is None
+        published, received, process = captured_spans
+        assert (received.kind, process.kind) == (SpanKind.CLIENT, SpanKind.CONSUMER)
+        assert process.name == f"process {queue.exchange.name}:new:{queue.name}"
+        assert parent_of(process) == context_of(published)
+        assert [(body, span.get_span_context()) for body, span in seen] == [
+            ("one", process.get_span_context())
+        ] * 2
+        assert get_current_span() is trace.INVALID_SPAN
+
+    def test_what_fetch_raises_of_its_callbacks_is_the_span_s(
+        self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
+    ) -> None:
+        """A callback's exception, that there is none to call, and what cannot be decoded come out as they are."""
+        publish(queue, "one")
+        publish(queue, "two")
+        publish(queue, "{", content_type="application/json", content_encoding="utf-8")
+        with compat.Consumer(connection, queue.name, queue.exchange.name, "new") as consumer:
+            with pytest.raises(NotImplementedError):
+                consumer.fetch(enable_callbacks=True)
+            consumer.register_callback(_raise)
+            with pytest.raises(LookupError):
+                consumer.fetch(enable_callbacks=True)
+            with pytest.raises(DecodeError):
+                consumer.fetch(enable_callbacks=True)
+        assert [attributes(span)["error.type"] for span in consumers(captured_spans)] == [
+            "NotImplementedError",
+            "LookupError",
+            "kombu.exceptions.DecodeError",
+        ]
+
     def test_a_receive_that_was_put_on_a_consumer_is_its_handler(
         self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
     ) -> None:
@@ -731,13 +831,52 @@ class TestConsuming:
         assert got == ["hello"]
         assert consumers(captured_spans) == []
 
-    def test_other_callbacks_of_a_queue_are_left_alone(
-        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    def test_a_function_that_is_registered_with_a_queue_runs_in_the_span(
+        self, captured_spans: CapturedSpans, instrumented: adapter.KombuInstrumentor, queue: Any
     ) -> None:
-        """Queue.consume with a callback of another kind is the raw protocol: nothing is known of its message."""
+        """Queue.consume with a user's function, without a Consumer; after uninstrument() it is just the function."""
         got: list[Any] = []
         publish(queue)
+        publish(queue)
         queue.consume("tag", callback=got.append)
+        queue.channel.connection.client.drain_events(timeout=1)
+        assert len(got) == len(consumers(captured_spans)) == 1
+        instrumented.uninstrument()
+        queue.channel.connection.client.drain_events(timeout=1)
+        assert len(got) == 2
+        assert len(consumers(captured_spans)) == 1
+
+    def test_a_function_of_kombu_s_own_that_is_registered_is_left_alone(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any
+    ) -> None:
+        """As among a Consumer's callbacks: it buffers or dispatches."""
+        got: list[Any] = []
+
+        def buffer(message: Any) -> None:
+            got.append(message)
+
+        buffer.__module__ = "kombu.simple"
+        publish(queue)
+        queue.consume("tag", callback=buffer)
+        queue.channel.connection.client.drain_events(timeout=1)
+        assert len(got) == 1
+        assert consumers(captured_spans) == []
+
+    def test_a_registered_function_that_cannot_be_looked_at_is_called_as_it_is(
+        self, captured_spans: CapturedSpans, instrumented: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever its attributes raise."""
+        monkeypatch.setattr("queueprop.guard.raise_faults", False)
+        got: list[Any] = []
+
+        class Handler:
+            __module__: Any = property(_raise)
+
+            def __call__(self, message: Any) -> None:
+                got.append(message)
+
+        publish(queue)
+        queue.consume("tag", callback=Handler())
         queue.channel.connection.client.drain_events(timeout=1)
         assert len(got) == 1
         assert consumers(captured_spans) == []
@@ -1010,6 +1149,29 @@ class TestPulling:
         assert seen[0] == processes[1].get_span_context()
         assert seen[1:] == ([queue.name] if loop == "collect_replies" else [])
         assert get_current_span() is trace.INVALID_SPAN
+
+    def test_a_name_that_was_imported_before_is_traced(
+        self, captured_spans: CapturedSpans, connection: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one that is imported later; after uninstrument both are kombu's own function again."""
+        plain: Any = common.drain_consumer
+        module: Any = types.ModuleType("a_worker_of_kombu_s")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        module.drain_consumer = plain
+        instrumentor = adapter.KombuInstrumentor()
+        instrumentor.instrument()
+        try:
+            assert module.drain_consumer is common.drain_consumer is not plain
+            module.imported_later = common.drain_consumer
+            publish(queue)
+            consumer = connection.Consumer([queue], queue.channel, no_ack=True)
+            for _ in module.drain_consumer(consumer):
+                seen = get_current_span().get_span_context()
+        finally:
+            instrumentor.uninstrument()
+        [process] = consumers(captured_spans)
+        assert seen == process.get_span_context()
+        assert module.drain_consumer is module.imported_later is common.drain_consumer is plain
 
     def test_callbacks_of_kombu_s_loops_share_the_span(
         self, captured_spans: CapturedSpans, instrumented: Any, connection: Any, queue: Any
@@ -1423,7 +1585,7 @@ class TestBroken:
         class Odd(kombu.Producer):  # type: ignore[misc]
             def __getattribute__(self, name: str) -> Any:
                 asker = sys._getframe(1).f_globals["__name__"]
-                if name == "_batch_local" and asker.startswith(adapter.__name__):
+                if name == "_batch_local" and asker.startswith("queueprop."):
                     asked.append(asker)
                     raise LookupError(name)
                 return super().__getattribute__(name)
@@ -1498,6 +1660,10 @@ class TestBroken:
 
 def _raise(*args: Any, **kwargs: Any) -> Any:
     raise LookupError("no")
+
+
+def _refuse(*args: Any, **kwargs: Any) -> Any:
+    raise RecoverableConnectionError("down")
 
 
 class TestDestinations:

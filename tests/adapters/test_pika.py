@@ -8,7 +8,7 @@ import importlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -24,6 +24,7 @@ from pika.spec import Basic
 
 from queueprop import Destination, Settings, guard
 from queueprop.adapters import pika as adapter
+from queueprop.adapters.pika import instrumentor as patching
 from queueprop.engine.engine import engine_for
 from queueprop.kit import rabbitmq
 from queueprop.kit.libraries import MissingExtra
@@ -205,7 +206,7 @@ class TestPublish:
         """Also when it comes up after the context was written."""
 
         monkeypatch.setattr(guard, "raise_faults", False)
-        monkeypatch.setattr(rabbitmq, "fitted", _raise)
+        monkeypatch.setattr(rabbitmq, "surely_fits", _raise)
         properties = BasicProperties(headers={"tenant": "a"})
         adapter.traced_publish(channel.basic_publish)("", "orders", b"hello", properties)
         assert connection.sent[0][1][0] is properties
@@ -864,6 +865,10 @@ class TestInstrumentor:
         One warning; other channels are traced.
         """
         monkeypatch.setattr(guard, "_logged", {})
+        rival = "opentelemetry.instrumentation.pika"
+        monkeypatch.setitem(
+            sys.modules, rival, sys.modules.get(rival, ModuleType(rival))
+        )  # which does such a thing
         publish = channel.basic_publish
 
         def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -1116,7 +1121,7 @@ class TestBroken:
     @pytest.mark.usefixtures("guarded")
     def test_a_recover_that_cannot_be_followed(self, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is asked for all the same."""
-        monkeypatch.setattr(adapter, "_channel_below", _raise)
+        monkeypatch.setattr(patching, "channel_below", _raise)
         assert hooks_of(SETTLED).recover(lambda: 7, channel, (), {}) == 7
 
     def test_names_in_the_log_are_in_one_line(
@@ -1141,7 +1146,7 @@ class TestBroken:
 
 def hooks_of(settings: Settings) -> Any:
     """Those of an instrumentor."""
-    return adapter._Hooks(adapter.PIKA, engine_for(settings), lambda: True)
+    return patching._Hooks(adapter.PIKA, engine_for(settings), lambda: True)
 
 
 def _raise(*args: Any, **kwargs: Any) -> Any:

@@ -34,6 +34,7 @@ from queueprop.adapters import dramatiq as of_dramatiq
 from queueprop.adapters import kombu as of_kombu
 from queueprop.adapters import pika as of_pika
 from queueprop.adapters import rq as of_rq
+from queueprop.adapters.rq import publishing as rq_publishing
 from queueprop.testing import CapturedSpans
 
 LINK: Any = {"propagation": "link"}
@@ -525,7 +526,7 @@ class TestRQ:
             None,
         ):
             refused(of_rq.traced_publish, given, self.PUBLISH)
-        group: Any = getattr(of_rq, "Group")  # noqa: B009
+        group: Any = vars(rq_publishing)["Group"]
         if group is not None:  # from RQ 2 on
             refused(of_rq.traced_publish, group.create(queue.connection).get_jobs, self.PUBLISH)
         refused(of_rq.traced_publish, queue.enqueue, "queueprop.Settings(", settings=LINK)

@@ -88,7 +88,7 @@ def test_command_line_names_its_extra() -> None:
     result = subprocess.run([command, "demo"], capture_output=True, text=True, timeout=60)
     assert result.returncode in (1, 2)
     assert len((result.stdout + result.stderr).strip().splitlines()) == 1
-    assert "queueprop[demo]" in result.stdout + result.stderr
+    assert "queueprop[cli]" in result.stdout + result.stderr
 
 
 def test_adapter_names_its_extra() -> None:
