@@ -37,6 +37,8 @@ API = "_QUEUEPROP_CELERY_API"
 TASK = "contract.perform"
 SHORT = {"polling_interval": 0.02}
 """A worker on Redis waits that long for a message before it looks at another queue; by default a second."""
+CONFIRMED = {"confirm_publish": True}
+"""RabbitMQ answers each publish: a plain client, on a connection of its own, would look before the message is there."""
 
 
 def make(broker: str | None, kind: type[Any] = Celery, **options: Any) -> Any:
@@ -45,7 +47,7 @@ def make(broker: str | None, kind: type[Any] = Celery, **options: Any) -> Any:
     made.conf.update(
         task_ignore_result=True,
         task_create_missing_queues=True,
-        broker_transport_options=SHORT if (broker or "").startswith("redis") else {},
+        broker_transport_options=SHORT if (broker or "").startswith("redis") else CONFIRMED,
         broker_connection_retry_on_startup=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
