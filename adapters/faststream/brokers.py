@@ -33,6 +33,8 @@ class Command(NamedTuple):
     message_id: Any = None
     keys: Sequence[Any] = ()
     """Those of a batch's messages, where they may have their own."""
+    is_reply: bool = True
+    """Whether it answers a request; before FastStream 0.6 that is not told."""
 
 
 class Broker:
@@ -47,7 +49,14 @@ class Broker:
     # Publishing
 
     def publishes_to(self, producer: Any, command: Command) -> Destination:
-        return _destination(self.system, text(command.destination), None, None, *self.address_of(producer))
+        name, address = text(command.destination), self.address_of(producer)
+        if name is not None and self.is_made_up(name, command):
+            return _made_up(self.system, name, address)
+        return _destination(self.system, name, None, None, *address)
+
+    def is_made_up(self, name: str, command: Command) -> bool:
+        """Whether who asked has made up this name, for the one reply to a request."""
+        return False
 
     def address_of(self, producer: Any) -> Address:
         return None, None
@@ -205,6 +214,9 @@ class _Rabbit(Broker):
 class _Redis(Broker):
     """Lists, streams and channels: FastStream's own envelope has the headers."""
 
+    def is_made_up(self, name: str, command: Command) -> bool:
+        return command.is_reply and _NUID(name) is not None
+
     def address_of(self, producer: Any) -> Address:
         connection = _reach(producer, "_connection")
         return redis.address_of(_reach(connection, "client") or connection)
@@ -231,6 +243,9 @@ class _Redis(Broker):
 
 class _Nats(Broker):
     ends_connections = True
+
+    def is_made_up(self, name: str, command: Command) -> bool:
+        return name.startswith("_INBOX.")
 
     def address_of(self, producer: Any) -> Address:
         return _connected_to(_nats_of(producer))
@@ -270,8 +285,21 @@ class _Mqtt(Broker):
         """There are none before MQTT 5.0."""
         return not any("V311" in it.__name__ for it in type(producer).__mro__)
 
+    def is_made_up(self, name: str, command: Command) -> bool:
+        return name.startswith("_zmqtt/reply/")
+
+    def name_of(self, raw: Any) -> str | None:
+        return text(_reach(raw, "topic"))
+
+    def template_of(self, raw: Any, subscriber: Any) -> str | None:
+        template = text(_reach(subscriber, "address", "template"))
+        return template if template and not _NO_TOPIC_FILTER(template) else None
+
 
 _NO_PATTERN = re.compile(r"[^*>{]*").fullmatch
+_NO_TOPIC_FILTER = re.compile(r"[^+#{]*").fullmatch
+_NUID = re.compile(r"[0-9A-Za-z]{22}").fullmatch
+"""The id that FastStream makes up for the channel of a reply."""
 
 _NATS_S_OWN = 256
 """Bytes that the version line, and the headers of FastStream's own, take at most."""
@@ -329,6 +357,12 @@ def _destination(
     /,
 ) -> Destination:
     return Destination(system, name, template, consumer_group=group, server_address=host, server_port=port)
+
+
+def _made_up(system: str, name: str, address: Address) -> Destination:
+    """Of such a name, which span names and metrics are without. It is not remembered: no other message goes there."""
+    host, port = address
+    return Destination(system, name, temporary=True, anonymous=True, server_address=host, server_port=port)
 
 
 def _reach(found: Any, *names: str) -> Any:

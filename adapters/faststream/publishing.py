@@ -225,7 +225,8 @@ def command_of(publish: Any, is_batch: bool, args: Arguments, kwargs: Options) -
         id = options.get("message_id")
         key_for = getattr(it, "key_for", None) if is_batch else None
         keys = () if key_for is None else tuple(map(key_for, range(len(bodies))))
-        return Command(it.destination, headers, it.correlation_id, bodies, exchange, key, id, keys)
+        is_reply = getattr(it, "publish_type", None) == "REPLY"
+        return Command(it.destination, headers, it.correlation_id, bodies, exchange, key, id, keys, is_reply)
     headers = kwargs.get("headers")
     if not isinstance(headers, Mapping) and (headers is not None or not _takes_headers(publish)):
         return None

@@ -1094,6 +1094,43 @@ class TestDestinations:
             with pytest.raises(faststream.exceptions.FeatureNotSupportedException):
                 await send(headers={"own": "1"})
 
+    @pytest.mark.parametrize(
+        ("kind", "name", "is_reply", "is_made_up"),
+        [
+            ("nats", "_INBOX.Fq8Xb0.1", False, True),
+            ("nats", "orders", True, False),
+            ("redis", "KJH2KQ0XGS7ML9VD4WPT1c", True, True),
+            ("redis", "KJH2KQ0XGS7ML9VD4WPT1c", False, False),
+            ("redis", "answers", True, False),
+            ("mqtt", "_zmqtt/reply/0123456789abcdef", True, True),
+            ("mqtt", "answers/orders", True, False),
+        ],
+    )
+    def test_where_a_reply_goes(self, kind: str, name: str, is_reply: bool, is_made_up: bool) -> None:
+        """A name that who asked has made up is of high cardinality: no span is named after it, and none is kept."""
+        command = brokers.Command(name, {}, None, ("hello",), is_reply=is_reply)
+        destination = brokers._BROKERS[kind].publishes_to(object(), command)
+        assert destination.name == name
+        assert (destination.temporary, destination.anonymous) == (is_made_up, is_made_up)
+        assert destination.label == (None if is_made_up else name)
+
+    @pytest.mark.parametrize(
+        ("declared", "template"),
+        [
+            ("orders/{region}", "orders/{region}"),
+            ("orders/+", "orders/+"),
+            ("orders/#", "orders/#"),
+            ("orders", None),
+        ],
+    )
+    def test_a_delivery_of_mqtt(self, declared: str, template: str | None) -> None:
+        """It has its topic, and for many topics what was subscribed to is the name of their spans."""
+        subscriber = SimpleNamespace(address=SimpleNamespace(template=declared))
+        raw = SimpleNamespace(topic="orders/eu" if template else "orders")
+        found = brokers._BROKERS["mqtt"].consumed_from(raw, None, subscriber)
+        assert found == Destination("mqtt", raw.topic, template)
+        assert found.label == (template or "orders")
+
     def test_another_kind_of_broker(self) -> None:
         """It has FastStream's name."""
         other = brokers.broker_of(object())
