@@ -1106,7 +1106,7 @@ class TestMetrics:
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
 
 
-A_HANG = 25  # seconds
+A_HANG = 60  # seconds
 
 
 def readers() -> list[Any]:

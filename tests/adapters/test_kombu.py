@@ -537,7 +537,7 @@ class TestHousekeeping:
         done = threading.Lock()
         done.acquire()
         _thread.start_new_thread(code_of(between, publish_and_release), (queue, done))
-        assert done.acquire(timeout=10)
+        assert done.acquire(timeout=60)
         assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER]
 
     @pytest.mark.parametrize("kind", ["callbacks", "on_message"])

@@ -125,7 +125,7 @@ def test_reports_are_input(tmp_path: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    for _ in range(50):  # its parent may take a moment to collect it
+    for _ in range(600):  # its parent may take a moment to collect it
         try:
             status = Path(f"/proc/{pid}/stat").read_text()
         except OSError:

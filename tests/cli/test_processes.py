@@ -56,7 +56,7 @@ def _is_there(pid: int) -> bool:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    until("the test", condition, 10)
+    until("the test", condition, 60)
 
 
 def test_nothing_is_left() -> None:
@@ -91,7 +91,7 @@ def test_process_that_ends_by_itself() -> None:
             "breaks", [sys.executable, "-c", "print('no good'); raise SystemExit(3)"], {}
         )
         with pytest.raises(Died, match=r"^breaks ended with status 3\nno good$"):
-            until("nothing", lambda: False, 10, process)
+            until("nothing", lambda: False, 60, process)
 
 
 def test_process_that_does_not_stop() -> None:
@@ -211,7 +211,7 @@ def test_keeper_ends_what_is_left(command: list[str], tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
     keeper.main(str(folder), [f"+{left.pid}\n", f"+{taken_back.pid}\n", f"-{taken_back.pid}\n"], grace=0.5)
-    assert left.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert left.wait(60) in (-signal.SIGTERM, -signal.SIGKILL)
     assert taken_back.poll() is None
     assert not folder.exists()
     taken_back.kill()

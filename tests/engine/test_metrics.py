@@ -510,7 +510,7 @@ def test_threads_that_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Barrier(4)
 
     def begin(engine: Engine) -> None:
-        start.wait(10)
+        start.wait(60)
         engine.instruments()
 
     threads = [threading.Thread(target=begin, args=(engine,)) for engine in engines * 2]

@@ -566,11 +566,11 @@ class TestInside:
                 trace_id = 1000 * (number + 1) + turn
                 headers = {"traceparent": traceparent(trace_id), "baggage": f"n={trace_id}"}
                 with engine.process(ORDERS, Message(headers)):
-                    barrier.wait(10)
+                    barrier.wait(60)
                     seen = (get_current_span().get_span_context().trace_id, baggage.get_all())
                     if seen != (trace_id, {"n": str(trace_id)}):
                         wrong.append(seen)
-                    barrier.wait(10)
+                    barrier.wait(60)
 
         threads = [threading.Thread(target=handle, args=(number,)) for number in range(8)]
         for thread in threads:
