@@ -1,10 +1,19 @@
 """In our own suite a fault of ours fails the test instead of hiding in a log. (Nobody else's suite does this.)"""
 
+import contextlib
 import gc
 
 import pytest
 
 from queueprop import guard
+
+with contextlib.suppress(ImportError):  # the environment without any extra has none
+    from hypothesis import HealthCheck, settings
+
+    # A property has no time limit, neither for an example nor for making one: a busy machine is no failure. It is here
+    # and not beside most of them, because a profile holds for what is decorated after it was loaded.
+    settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,13 @@ TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 OTHER_TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 CREATION = (TRACE, 0xB7AD6B7169203331)
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def is_since(began: float, seconds: float, found: float) -> bool:
+    """Whether it is that many seconds, and those that have passed since then (``time.time()``) at most: however long
+    the machine has taken.
+    """
+    return seconds - 0.01 <= found <= seconds + time.time() - began + 0.01
 
 
 def traceparent(trace_id: int = TRACE, span_id: int = CREATION[1], flags: str = "01") -> str:

@@ -38,7 +38,11 @@ from opentelemetry.sdk.trace import export
 
 PROGRAMS = Path(__file__).parent / "sdk_processes"
 WORKER = PROGRAMS / "worker.py"
-A_HANG = 25  # seconds; nothing here takes long unless it hangs
+A_HANG = 60  # seconds; nothing here takes long unless it hangs
+HELD_UP = 25
+"""Seconds after the first request to a dead Collector: by then a process that it does not hold up is gone. The SDK by
+itself would wait for longer.
+"""
 
 
 class Received(NamedTuple):
@@ -61,6 +65,8 @@ class Counted(NamedTuple):
 class Collector:
     """An OTLP/HTTP server. ``silent()`` makes it a dead one: it takes the request and never answers."""
 
+    first_asked: float
+
     def __init__(self) -> None:
         self.spans: list[Received] = []
         self.counts: list[Counted] = []
@@ -77,6 +83,8 @@ class Collector:
             protocol_version = "HTTP/1.1"  # keeps connections open, as a Collector does
 
             def do_POST(self) -> None:
+                if not hasattr(collector, "first_asked"):
+                    collector.first_asked = time.monotonic()
                 body = self.rfile.read(int(self.headers["content-length"]))
                 collector.answering.wait()
                 if self.path == "/v1/metrics" and collector.hold_one.is_set():
@@ -119,6 +127,11 @@ class Collector:
     def silent(self) -> dict[str, str]:
         self.answering.clear()
         return {"EXIT_TIMEOUT": "0.2", "QUEUEPROP_FLUSH_TIMEOUT": "0.2"}
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether a process that has just ended did so long after it had asked first. Its start is no matter."""
+        return time.monotonic() - self.first_asked > HELD_UP
 
 
 def decoded(body: bytes, client: tuple[str, int]) -> Iterator[Received]:
@@ -170,17 +183,14 @@ def run(collector: Collector, scenario: str, **environment: str) -> tuple[int, s
     return ended(start(collector, scenario, **environment))
 
 
-def terminated(
-    collector: Collector, scenario: str, times: int = 1, **environment: str
-) -> tuple[int, str, str]:
-    return when_ready(start(collector, scenario, **environment), times)
+def terminated(collector: Collector, scenario: str, **environment: str) -> tuple[int, str, str]:
+    return when_ready(start(collector, scenario, **environment))
 
 
-def when_ready(process: subprocess.Popen[str], times: int = 1) -> tuple[int, str, str]:
+def when_ready(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    for _ in range(times):
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     return ended(process)
 
 
@@ -224,7 +234,14 @@ def test_sigterm_ends_the_process_in_order(collector: Collector, times: int) -> 
     """Open spans end, finally blocks and exit hooks run, spans are exported, and the status is 143; also when
     a launcher sends the signal a second time.
     """
-    status, out, err = terminated(collector, "sigterm", times)
+    process = start(collector, "sigterm")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    collector.answering.clear()  # so that it is still there when the last of them is sent
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+    collector.answering.set()
+    status, out, err = ended(process)
     assert status == 143
     assert out == "finally\nexit hook\n"
     assert err == ""
@@ -262,7 +279,7 @@ def test_sigterm_ends_a_process_whose_main_thread_has_ended(collector: Collector
 
 def test_sigterm_ends_a_process_that_swallows_the_exit(collector: Collector) -> None:
     """A loop that catches BaseException cannot make the process survive SIGTERM."""
-    status, out, _ = terminated(collector, "sigterm_swallowed", EXIT_TIMEOUT="0.5")
+    status, out, _ = terminated(collector, "sigterm_swallowed", EXIT_TIMEOUT="3")
     assert status == 143
     assert out == "swallowed SystemExit(143)\n"
     assert collector.names == {"done": 1}
@@ -359,6 +376,7 @@ def test_a_dead_collector_does_not_hold_up_the_exit(collector: Collector) -> Non
     """The exit takes exit_timeout and no longer, keeps the status, and one line says what was lost."""
     status, _, err = run(collector, "sys_exit", **collector.silent())
     assert status == 3
+    assert not collector.holds_up
     (line,) = err.splitlines()
     assert line.startswith(
         "queueprop, handing over the last spans: 0.2 s were not enough, and they are lost; is the "
@@ -369,17 +387,20 @@ def test_a_dead_collector_does_not_hold_up_the_exit(collector: Collector) -> Non
 @pytest.mark.parametrize("scenario", ["sigterm", "sigterm_swallowed"])
 def test_a_dead_collector_does_not_hold_up_sigterm(collector: Collector, scenario: str) -> None:
     """Nor does it where SIGTERM ends the process in order, or where that is swallowed."""
-    assert terminated(collector, scenario, 1, **collector.silent())[0] == 143
+    assert terminated(collector, scenario, **collector.silent())[0] == 143
+    assert not collector.holds_up
 
 
 def test_a_dead_collector_does_not_hold_up_sigterm_after_main(collector: Collector) -> None:
     """Nor where the main thread has ended."""
     assert terminated_after_main(collector, **collector.silent())[0] == 143
+    assert not collector.holds_up
 
 
 def test_a_dead_collector_does_not_hold_up_flush(collector: Collector) -> None:
     """flush() gives up at its timeout, although the exporter still waits, and says so."""
     assert run(collector, "bounded_flush", **collector.silent())[:2] == (0, "flushed False\n")
+    assert not collector.holds_up
 
 
 def test_a_dead_collector_holds_up_a_forked_child_for_flush_timeout(collector: Collector) -> None:
@@ -387,6 +408,7 @@ def test_a_dead_collector_holds_up_a_forked_child_for_flush_timeout(collector: C
     collector.silent()
     process = start(collector, "bounded_fork", QUEUEPROP_FLUSH_TIMEOUT="0.2", EXIT_TIMEOUT="600")
     status, out, err = ended(process)
+    assert not collector.holds_up
     assert (status, out) == (0, "child ended\n")
     assert "0.2 s were not enough" in err
 
@@ -400,23 +422,39 @@ def test_after_sigterm_everything_takes_six_seconds_by_default(collector: Collec
     process = start(collector, scenario, QUEUEPROP_FLUSH_TIMEOUT="", EXIT_TIMEOUT="")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
+    took = seconds_to_end(process)
     assert ended(process)[0] == 143
-    assert time.monotonic() - began < 9.5  # 6, and what a busy machine adds
+    assert took < 9.5  # 6, and what a busy machine adds
+
+
+def seconds_to_end(process: subprocess.Popen[str]) -> float:
+    """Without those in which the machine itself stood still: nobody gets on then, and a process that is late is not."""
+    seconds = 0.0
+    while seconds < A_HANG:
+        began = time.monotonic()
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            seconds += min(time.monotonic() - began, 0.5)
+            continue
+        break
+    return seconds
 
 
 @pytest.mark.parametrize("bad", ["raises", "blocks"])
 def test_a_log_handler_cannot_keep_the_process_from_ending(collector: Collector, bad: str) -> None:
     """SIGTERM ends a process that swallows the exit also where the warning of lost spans cannot be logged."""
-    status, _, err = terminated(collector, "sigterm_swallowed_logging", 1, LOGGING=bad, **collector.silent())
+    status, _, err = terminated(collector, "sigterm_swallowed_logging", LOGGING=bad, **collector.silent())
     assert status == 143
+    assert not collector.holds_up
     assert "Traceback" not in err
 
 
 def test_a_log_handler_that_raises_does_not_change_the_end(collector: Collector) -> None:
     """The status is the program's, and nothing is printed for the handler's error."""
     status, _, err = run(collector, "sys_exit_logging", LOGGING="raises", **collector.silent())
+    assert not collector.holds_up
     assert (status, err) == (3, "")
 
 
@@ -490,6 +528,7 @@ class TestGreenlets:
         """A flush has its bound, and others run meanwhile; so has the end."""
         process = self.start(collector, "gevent", order, "bounded", **collector.silent())
         status, out, err = ended(process)
+        assert not collector.holds_up
         assert (status, out) == (0, "flushed False others ran True\n")
         assert "0.2 s were not enough" in err
 
@@ -516,7 +555,10 @@ class TestServers:
     @pytest.mark.parametrize(("arguments", "expected"), [([], 143), (["--workers", "2"], 0)])
     def test_uvicorn(self, collector: Collector, arguments: list[str], expected: int) -> None:
         """Configured in the lifespan, with workers as without: uvicorn then puts SIGTERM's default back."""
-        status, _, err = self.serve(collector, "uvicorn", ["uvicorn_app:app", "--port", "{port}", *arguments])
+        # It kills a worker that does not answer it for five seconds, with the spans that that has.
+        patience = ["--timeout-worker-healthcheck", str(A_HANG)]
+        arguments = ["uvicorn_app:app", "--port", "{port}", *patience, *arguments]
+        status, _, err = self.serve(collector, "uvicorn", arguments)
         assert status == expected, err
         assert collector.names == {"request": 10}
 
@@ -1344,9 +1386,9 @@ def test_a_child_that_is_forked_while_metrics_are_exported_exports_its_own(colle
 @pytest.mark.parametrize("method", ["os.fork", "multiprocessing"])
 def test_a_dead_collector_holds_up_metrics_no_longer_than_spans(collector: Collector, method: str) -> None:
     """One deadline for both, and of children one waits."""
-    began = time.monotonic()
-    environment = {"EXIT_TIMEOUT": "1.5", "QUEUEPROP_FLUSH_TIMEOUT": "1.5", **WITH_METRICS}
+    environment = {"EXIT_TIMEOUT": "2", "QUEUEPROP_FLUSH_TIMEOUT": "2", **WITH_METRICS}
     collector.silent()
     status, _, _ = run(collector, "measured_in_children", METHOD=method, **environment)
+    took = time.monotonic() - collector.first_asked
     assert status == 0
-    assert time.monotonic() - began < 8  # where each of three waits for both it would be nine
+    assert took < 10.5  # where each of three waits for both it would be twelve

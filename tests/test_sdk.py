@@ -116,6 +116,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Installed]]:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", None)
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER_SET_ONCE", Once())
+    # The stand-in keeps the provider that was set, and would give it, shut down, to the tests that come next.
+    monkeypatch.setattr(metrics_api, "_PROXY_METER_PROVIDER", metrics_api._ProxyMeterProvider())
     yield hooks
     for hook in hooks:
         hook.shutdown()
@@ -1104,7 +1106,7 @@ class TestMetrics:
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
 
 
-A_HANG = 25  # seconds
+A_HANG = 60  # seconds
 
 
 def readers() -> list[Any]:

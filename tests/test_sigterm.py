@@ -203,7 +203,7 @@ _ENDING = """
 import os, signal
 from queueprop.process import sigterm
 from queueprop.process.exit import HandOver
-HandOver(lambda: None, lambda: None, 1.0, 1.0).install()
+HandOver(lambda: None, lambda: None, 60.0, 60.0).install()
 print(sigterm.is_ending(), flush=True)
 try:
     os.kill(os.getpid(), signal.SIGTERM)

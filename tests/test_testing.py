@@ -192,7 +192,7 @@ def test_wait_for_wakes_at_the_span_of_another_thread(spans: CapturedSpans) -> N
     thread = threading.Thread(target=work)
     thread.start()
     waiting.set()
-    found = spans.wait_for(2, timeout=30, kind=SpanKind.CONSUMER)
+    found = spans.wait_for(2, timeout=60, kind=SpanKind.CONSUMER)
     thread.join()
     assert [span.name for span in found] == ["process orders", "process orders"]
     assert len(spans.wait_for(1, timeout=0, name="publish orders")) == 1
@@ -226,7 +226,7 @@ def test_a_forks_spans_stay_out_of_the_way(spans: CapturedSpans, monkeypatch: py
         ended = threading.Thread(target=publish, args=(spans, "child"), daemon=True)
         with spans._changed:
             ended.start()
-            ended.join(10)
+            ended.join(60)
             assert not ended.is_alive()
         assert [span.name for span in spans] == ["publish parent"]  # in the child: it reads nothing
     assert [span.name for span in spans] == ["publish parent", "publish child"]
@@ -254,7 +254,7 @@ def test_spans_of_a_fork_are_captured_whole() -> None:
                 span.end()
             finally:
                 os._exit(0)
-        (found,) = spans.wait_for(1, timeout=30)
+        (found,) = spans.wait_for(1, timeout=60)
         os.waitpid(child, 0)
         publish(spans, "afterwards")
     assert [span.name for span in spans] == ["process mails", "publish afterwards"]

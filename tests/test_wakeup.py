@@ -190,13 +190,14 @@ class TestDescriptor:
 
     def test_without_a_thread(self, installed: Installed) -> None:
         """As many as the system allows: then it goes without, and leaves no descriptor."""
-        before = os.listdir("/proc/self/fd")
+        before = set(os.listdir("/proc/self/fd"))
 
         def refuse(target: Callable[[], None]) -> None:
             raise RuntimeError("can't start new thread")
 
         installed.wakeup.install(refuse, ours)
-        assert os.listdir("/proc/self/fd") == before
+        # A thread of another test may just close its own.
+        assert set(os.listdir("/proc/self/fd")) <= before
         installed.wakeup.begin()
         installed.wakeup.seen()
         assert signal.set_wakeup_fd(-1) == -1

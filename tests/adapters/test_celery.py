@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -301,11 +302,12 @@ class TestPublishing:
         self, shop: Shop, traced: Telemetry, options: dict[str, Any], name: str
     ) -> None:
         """Or the routing key, where the queue is not known; the delay that was asked for is told."""
+        began = time.time()
         shop.note.apply_async(**options)
         (producer,) = producers(traced)
         assert producer.name == f"publish {name}"
-        delay = attributes(producer).get("queueprop.message.delay")
-        assert delay == (pytest.approx(5, abs=1) if "countdown" in options else None)
+        delay: Any = attributes(producer).get("queueprop.message.delay")
+        assert delay is None if "countdown" not in options else 5 - (time.time() - began) - 0.01 <= delay <= 5
 
     def test_the_queue_behind_the_exchange_of_native_delays(self, shop: Shop) -> None:
         """What waits in RabbitMQ's delay exchanges is on its way to the queue that was asked for."""
@@ -589,10 +591,11 @@ class TestExecuting:
 
     def test_the_wait_that_was_asked_for_is_told_apart(self, shop: Shop, traced: Telemetry) -> None:
         """``countdown``: the delay is an attribute, and no time in the queue."""
+        began = time.time()
         shop.note.apply_async(countdown=100)
         shop.work()
         found = attributes(consumers(traced)[0])
-        assert found["queueprop.message.delay"] == pytest.approx(100, abs=5)
+        assert 100 - (time.time() - began) - 0.01 <= found["queueprop.message.delay"] <= 100
         assert found["queueprop.message.queue_time"] == 0
 
     def test_the_root_s_id_is_the_conversation(self, shop: Shop, traced: Telemetry) -> None:
@@ -1407,14 +1410,16 @@ class TestExplicit:
         shop.app.conf.broker_transport_options = {"polling_interval": 0.01}
         with (
             _logging_left_alone(),
-            start_worker(shop.app, perform_ping_check=False, pool="solo", loglevel="CRITICAL"),
+            start_worker(
+                shop.app, perform_ping_check=False, pool="solo", loglevel="CRITICAL", shutdown_timeout=60
+            ),
         ):
-            assert shop.note.delay(3).get(timeout=20) == 3
+            assert shop.note.delay(3).get(timeout=60) == 3
             shop.app.send_task("nowhere")
             shop.note.apply_async(expires=-1)
             if FAILS_WITHOUT_A_TIME:
                 shop.note.apply_async(headers={"eta": "0001-01-01T00:00:00+10:00"})
-            shop.note.delay(4).get(timeout=20)
+            shop.note.delay(4).get(timeout=60)
         told = sorted(
             (str(error_of(it)[1]), attributes(it).get("queueprop.reason", "")) for it in consumers(telemetry)
         )

@@ -61,6 +61,7 @@ from queueprop.testing import CapturedSpans
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SETTLED = Settings(settle_spans=True)
+A_HANG = 60.0  # seconds
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 HAS_AIO = hasattr(confluent_kafka, "aio") or importlib.util.find_spec("confluent_kafka.aio") is not None
 needs_aio = pytest.mark.skipif(not HAS_AIO, reason="confluent_kafka.aio came with 2.13")
@@ -94,7 +95,7 @@ class SlottedProducer(Producer):
 def servers() -> Iterator[str]:
     """A cluster of one broker, which lives as long as this producer."""
     cluster = cimpl.Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 0})
-    [broker] = cluster.list_topics(timeout=10).brokers.values()
+    [broker] = cluster.list_topics(timeout=A_HANG).brokers.values()
     yield f"{broker.host}:{broker.port}"
     del cluster
 
@@ -183,7 +184,7 @@ def fill(
         producer = producer_at(servers)
         for body in bodies:
             producer.produce(topic, body, b"k", 0, headers=list(headers))
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
 
 
 def messages_of(servers: str, topic: str, count: int) -> list[Any]:
@@ -253,7 +254,7 @@ class TestEachKindOfClient:
         """One PRODUCER span, named by the traceparent on the wire, with what the report tells."""
         producer = producer_at(servers, self.KINDS[kind]())
         producer.produce(topic, key=b"k", value=b"hello", partition=0)
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         span = only(captured_spans)
         assert (span.kind, span.name) == (SpanKind.PRODUCER, f"publish {topic}")
         [headers] = headers_of(servers, topic, 1)
@@ -321,7 +322,7 @@ class TestEachKindOfClient:
         try:
             producer = producer_at(servers, BeforeProducer)
             producer.produce(topic, b"x")
-            assert producer.flush(10) == 0
+            assert producer.flush(A_HANG) == 0
             assert not captured_spans
         finally:
             instrumentor.uninstrument()
@@ -352,7 +353,7 @@ class TestEachKindOfClient:
         assert clients.C_PRODUCER in SerializingProducer.__bases__
         assert clients.C_CONSUMER in DeserializingConsumer.__bases__
         made.produce(topic, b"x")
-        assert made.flush(10) == 0
+        assert made.flush(A_HANG) == 0
 
     def test_objects_that_are_no_modules(self, servers: str) -> None:
         """What lies in sys.modules may be anything, and is not asked for attributes."""
@@ -438,7 +439,7 @@ class TestHeaders:
         producer = producer_at(servers)
         for _ in range(2):
             api.publish(producer.produce)(topic, b"x", partition=0, headers=given)
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         assert given == self.CONTAINERS[container]()
         for span, headers in zip(captured_spans, headers_of(servers, topic, 2), strict=True):
             names = [name.lower() for name, _ in headers]
@@ -452,7 +453,7 @@ class TestHeaders:
         producer, told = producer_at(servers), []
         publish = api.publish(producer.produce)
         publish(topic, b"v", b"k", 0, lambda *it: told.append(it), None, 1_700_000_000_000, {"tenant": "a"})
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         [message] = messages_of(servers, topic, 1)
         assert message.timestamp()[1] == 1_700_000_000_000
         assert {"tenant", "traceparent"} == {name for name, _ in message.headers()}
@@ -482,7 +483,7 @@ class TestHeaders:
         produce = adapter.traced_publish(producer.produce, settings=Settings(exclude=(topic,)))
         relayed = [("traceparent", TRACEPARENT)]
         produce(topic, b"x", partition=0, headers=relayed, callback=lambda *it: told.append(it))
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         assert headers_of(servers, topic, 1) == [relayed]
         assert len(told) == 1
         assert not captured_spans
@@ -497,7 +498,7 @@ class TestReports:
         api.publish(producer.produce)(topic, b"x")
         assert not captured_spans
         assert not current().is_valid
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         span = only(captured_spans)
         assert span.status.status_code is StatusCode.ERROR
         assert span.attributes["error.type"] == "_MSG_TIMED_OUT"
@@ -508,7 +509,7 @@ class TestReports:
         producer = confluent_kafka.Producer(NOWHERE)
         api.publish(producer.produce)(topic, b"x")
         producer.purge()
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert only(captured_spans).attributes["error.type"] == "_PURGE_QUEUE"
 
     def test_too_large(self, captured_spans: Any, api: Any, servers: str, topic: str) -> None:
@@ -520,7 +521,7 @@ class TestReports:
         span = only(captured_spans)
         assert span.status.status_code is StatusCode.ERROR
         assert span.attributes["error.type"] == "cimpl.KafkaException"
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert told == []
 
     def test_a_full_queue(self, captured_spans: Any, api: Any, topic: str) -> None:
@@ -548,7 +549,7 @@ class TestReports:
             )
             detach(token)
         with tracer.start_as_current_span("poller") as poller:
-            producer.flush(10)
+            producer.flush(A_HANG)
             assert current() == poller.get_span_context()
         [(error, message, context, members)] = told
         assert error is None
@@ -567,7 +568,7 @@ class TestReports:
         )
         with get_tracer_provider().get_tracer("test").start_as_current_span("request") as request:
             producer.produce(topic, b"x")
-        poller = threading.Thread(target=producer.flush, args=(10,))
+        poller = threading.Thread(target=producer.flush, args=(A_HANG,))
         poller.start()
         poller.join()
         assert told == [(poller.ident, request.get_span_context())]
@@ -581,11 +582,11 @@ class TestReports:
             produce = api.publish(producer.produce) if traced else producer.produce
             two, one = (lambda *_, told=told: told.append("on")), (lambda *_, told=told: told.append("own"))
             produce(topic, b"x", on_delivery=two, callback=one)
-            producer.flush(10)
+            producer.flush(A_HANG)
             produce(topic, b"x", on_delivery=two, callback=None)
-            producer.flush(10)
+            producer.flush(A_HANG)
             produce(topic, b"x", on_delivery=None)
-            producer.flush(10)
+            producer.flush(A_HANG)
             assert told == ["own", "configured", "configured"]
 
     def test_a_callback_that_raises(self, captured_spans: Any, api: Any, servers: str, topic: str) -> None:
@@ -597,7 +598,7 @@ class TestReports:
         producer = producer_at(servers)
         api.publish(producer.produce)(topic, b"x", callback=fail)
         with pytest.raises(LookupError, match="mine"):
-            producer.flush(10)
+            producer.flush(A_HANG)
         assert only(captured_spans).status.status_code is StatusCode.UNSET
         assert not current().is_valid
 
@@ -606,7 +607,7 @@ class TestReports:
         told: list[Any] = []
         producer = producer_at(servers, **{"delivery.report.only.error": True})
         api.publish(producer.produce)(topic, b"x", callback=lambda *it: told.append(it))
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert only(captured_spans).status.status_code is StatusCode.UNSET
         assert told == []
 
@@ -619,7 +620,7 @@ class TestReports:
         class Slow(BeforeProducer):
             def produce(self, *args: Any, **kwargs: Any) -> None:
                 super().produce(*args, **kwargs)
-                thread = threading.Thread(target=self.flush, args=(10,))
+                thread = threading.Thread(target=self.flush, args=(A_HANG,))
                 thread.start()
                 thread.join()
                 reported.set()
@@ -636,12 +637,12 @@ class TestReports:
         configured = producer_at(servers, on_delivery=lambda *it: told.append(it))
         adapter.traced_publish(configured.produce)(topic, b"x")
         assert "messaging.kafka.offset" not in only(captured_spans).attributes
-        configured.flush(10)
+        configured.flush(A_HANG)
         assert len(told) == 1
         captured_spans.clear()
         adapter.traced_publish(plain.produce)(topic, b"x")
         assert not captured_spans
-        plain.flush(10)
+        plain.flush(A_HANG)
         assert "messaging.kafka.offset" in only(captured_spans).attributes
 
     def test_clients_made_before_while_others_are_traced(
@@ -650,10 +651,10 @@ class TestReports:
         """What instrument() does not reach is reached by the explicit words."""
         producer = clients.C_PRODUCER({"bootstrap.servers": servers, "log_level": 0})
         producer.produce(topic, b"0", partition=0)
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert not captured_spans
         adapter.traced_publish(producer.produce)(topic, b"1", partition=0)
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert only(captured_spans).attributes["messaging.kafka.offset"] == 1
         consumer = consumer_at(servers, topic, clients.C_CONSUMER, offset=1)
         for message in adapter.traced_messages(consumer):
@@ -671,7 +672,7 @@ class TestReports:
         assert span.attributes["error.type"] == "unreported"
         assert "not flushed" in span.status.description
         producer.purge()
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert len(captured_spans.named(f"publish {topic}")) == 1
 
     def test_nothing_to_tell(self, servers: str, topic: str) -> None:
@@ -689,7 +690,7 @@ class TestReports:
         )
         produce(topic, b"0", partition=0, headers=[("traceparent", TRACEPARENT)])
         produce(topic, b"1", partition=0, callback=lambda *it: told.append(it))
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         assert set(given[0]) == {"partition", "headers"}
         assert len(told) == 1
         assert dict(headers_of(servers, topic, 2)[0])["traceparent"] == TRACEPARENT
@@ -711,7 +712,7 @@ class TestSizes:
 
     def _sent(self, produce: Any, producer: Any, servers: str, topic: str, size: int) -> dict[str, bytes]:
         produce(topic, b"x" * size, partition=0, headers=[("tenant", b"a")])
-        assert producer.flush(10) == 0
+        assert producer.flush(A_HANG) == 0
         [headers] = headers_of(servers, topic, 1)
         return dict(headers)
 
@@ -740,7 +741,7 @@ class TestSizes:
         producer = producer_at(servers, **{"message.max.bytes": self.LIMIT})
         bodies = [b"x" * (self.LIMIT - 37), b"x"]
         assert api.publish(producer.produce_batch)(topic, [{"value": it} for it in bodies], 0) == 2
-        producer.flush(10)
+        producer.flush(A_HANG)
         large, small = headers_of(servers, topic, 2)
         assert large == []
         assert [name for name, _ in small] == ["traceparent"]
@@ -770,7 +771,7 @@ class TestSerializers:
 
         producer = producer_at(servers, SerializingProducer, **{"key.serializer": serialize})
         producer.produce(topic, key=42, value=b"x", headers=[("tenant", b"a")])
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert seen == [(42, [("tenant", b"a")])]
         assert only(captured_spans).attributes["messaging.kafka.message.key"] == "42"
 
@@ -779,7 +780,7 @@ class TestSerializers:
         options = {"key.serializer": StringSerializer(), "value.serializer": StringSerializer()}
         producer, told = producer_at(servers, SerializingProducer, **options), []
         adapter.traced_publish(producer.produce)(topic, "k", "v", 0, lambda *it: told.append(it))
-        producer.flush(10)
+        producer.flush(A_HANG)
         [message] = messages_of(servers, topic, 1)
         assert (message.key(), message.value(), len(told)) == (b"k", b"v", 1)
         span = only(captured_spans)
@@ -800,7 +801,7 @@ class TestSerializers:
         producer.produce(topic, b"x", b"k")
         assert set(asked) <= {"produce", "__class__"}
         producer.purge()
-        producer.flush(10)
+        producer.flush(A_HANG)
 
 
 class TestConsuming:
@@ -832,7 +833,7 @@ class TestConsuming:
         """Its list handles each message inside its span, once a message, whatever is done with it."""
         fill(servers, topic, b"0", b"1", b"2")
         consumer = consumer_at(servers, topic)
-        messages = api.get(consumer.consume)(3, 5.0)
+        messages = api.get(consumer.consume)(3, A_HANG)
         assert isinstance(messages, list)
         assert len(messages) == 3
         inside = [current().span_id for _ in messages]
@@ -851,7 +852,7 @@ class TestConsuming:
         """``traced_batch``: one span, a link for each message."""
         fill(servers, topic, b"0", b"1")
         consumer = consumer_at(servers, topic)
-        messages = api.get(consumer.consume)(2, 5.0)
+        messages = api.get(consumer.consume)(2, A_HANG)
         with adapter.traced_batch(messages):
             pass
         consumer.close()
@@ -947,7 +948,7 @@ class TestNoMessages:
         fill(servers, topic, b"hello")
         consumer = consumer_at(servers, topic, **{"enable.partition.eof": True})
         seen = []
-        for message in adapter.traced_messages(consumer, timeout=5.0):
+        for message in adapter.traced_messages(consumer, timeout=A_HANG):
             assert message is not None
             seen.append((message.error() and message.error().code(), current().is_valid))
             if message.error():
@@ -958,7 +959,7 @@ class TestNoMessages:
         with adapter.traced_message(end):
             assert not current().is_valid
         consumer.assign([TopicPartition(topic, 0, 1)])
-        several = api.get(consumer.consume)(1, 5.0)
+        several = api.get(consumer.consume)(1, A_HANG)
         assert [it.error().code() for it in several] == [KafkaError._PARTITION_EOF]
         with adapter.traced_batch(several):
             assert not current().is_valid
@@ -1007,7 +1008,7 @@ class TestSuppression:
         producer, consumer, told = producer_at(servers), consumer_at(servers, topic), []
         with suppress_instrumentation():
             api.publish(producer.produce)(topic, b"x", partition=0, callback=lambda *it: told.append(it))
-            producer.flush(10)
+            producer.flush(A_HANG)
             message = poll(consumer, api.get(consumer.poll))
             with adapter.traced_message(message):
                 assert not current().is_valid
@@ -1162,7 +1163,7 @@ class TestSettling:
         process, settle = captured_spans[-2:]
         assert (settle.kind, settle.name) == (SpanKind.CLIENT, f"commit {topic}")
         assert settle.parent.span_id == process.context.span_id
-        [committed] = consumer.committed([TopicPartition(topic, 0)], timeout=10)
+        [committed] = consumer.committed([TopicPartition(topic, 0)], timeout=A_HANG)
         assert committed.offset == 2
         count = len(captured_spans)
         with contextlib.suppress(KafkaException):  # without arguments: there is nothing left
@@ -1234,14 +1235,14 @@ class TestTransactions:
     def test_an_abort(self, captured_spans: Any, api: Any, servers: str, topic: str) -> None:
         """What an aborted transaction has purged is an error of its span; what was committed is none."""
         producer = producer_at(servers, **{"transactional.id": topic, "linger.ms": 10_000})
-        producer.init_transactions(10)
+        producer.init_transactions(A_HANG)
         produce = api.publish(producer.produce)
         producer.begin_transaction()
         produce(topic, b"0", partition=0)
-        producer.abort_transaction(10)
+        producer.abort_transaction(A_HANG)
         producer.begin_transaction()
         produce(topic, b"1", partition=0)
-        producer.commit_transaction(10)
+        producer.commit_transaction(A_HANG)
         purged, committed = captured_spans
         assert purged.attributes["error.type"].startswith("_PURGE_")
         assert committed.status.status_code is StatusCode.UNSET
@@ -1395,7 +1396,7 @@ class TestBatches:
         given = copy.deepcopy(messages)
         publish = api.publish(producer.produce_batch)
         assert publish(topic, messages, partition=0, on_delivery=lambda *it: told.append("all")) == 2
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert messages == given
         assert told == ["all", "own"]
         *created, send = captured_spans
@@ -1425,7 +1426,7 @@ class TestBatches:
 
         publish = api.publish(producer.produce_batch if of == "a class" else produce_batch)
         assert publish(topic, [{"value": b"a"}, {"value": b"b"}]) == 2
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert called == [topic]
         headers = headers_of(servers, topic, 2)
         told = [it for it in caplog.messages if "a produce_batch of your own" in it]
@@ -1446,7 +1447,7 @@ class TestBatches:
             return producer.produce_batch(topic, messages, 0)
 
         assert adapter.traced_publish(produce_batch)(topic, [{"value": b"a"}]) == 1
-        producer.flush(10)
+        producer.flush(A_HANG)
         [headers] = headers_of(servers, topic, 1)
         assert id_of(only(captured_spans, SpanKind.PRODUCER)) in parent_of(headers)
         assert not caplog.messages
@@ -1461,7 +1462,7 @@ class TestBatches:
         with suppress_instrumentation():
             assert producer.produce_batch(topic, plain) == 1
         assert api.publish(producer.produce_batch)(topic, traced) == 1
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert "_error" not in traced[0]
         assert str(traced[1]["_error"]) == str(plain[1]["_error"])
         assert traced[1]["_error"] == plain[1]["_error"]
@@ -1601,7 +1602,7 @@ class TestAsyncio:
             message = await call(1.0)
         with adapter.traced_message(message):
             assert current().is_valid
-        messages = await api.get(consumer.consume)(1, 5.0)
+        messages = await api.get(consumer.consume)(1, A_HANG)
         for _ in messages:
             assert current().is_valid
         async for one in adapter.traced_messages(consumer):
@@ -1755,7 +1756,7 @@ class TestClassesOfTheUser:
         tombstone."""
         producer = producer_at(servers, self.Brief)
         api.publish(producer.produce)(topic, b"x")
-        producer.flush(10)
+        producer.flush(A_HANG)
         span = only(captured_spans)
         assert span.name == f"publish {topic}"
         assert "messaging.kafka.message.tombstone" not in span.attributes
@@ -1767,7 +1768,7 @@ class TestClassesOfTheUser:
         """The same by both APIs at once: one span."""
         producer = producer_at(servers, self.Brief)
         adapter.traced_publish(producer.produce)(topic, b"x")
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert id_of(only(captured_spans)) in parent_of(headers_of(servers, topic, 1)[0])
 
     def test_a_topic_that_is_not_told(self, captured_spans: Any, api: Any, servers: str, topic: str) -> None:
@@ -1775,7 +1776,7 @@ class TestClassesOfTheUser:
         producer = producer_at(servers, self.OfOneTopic)
         producer.topic = topic
         api.publish(producer.produce)(b"x")
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert id_of(only(captured_spans)) in parent_of(headers_of(servers, topic, 1)[0])
 
     @needs_aio
@@ -1834,10 +1835,10 @@ class TestBesideContrib:
         try:
             producer = confluent_kafka.Producer({"bootstrap.servers": servers, "log_level": 0})
             producer.produce(topic, b"x", partition=0)
-            producer.flush(10)
+            producer.flush(A_HANG)
             subclass = producer_at(servers, BeforeProducer)
             subclass.produce(topic, b"y", partition=0)
-            subclass.flush(10)
+            subclass.flush(A_HANG)
         finally:
             for instrumentor in reversed(both):
                 instrumentor.uninstrument()
@@ -1862,7 +1863,7 @@ class TestWords:
         traced = adapter.traced_publish(send)
         traced(topic, b"x")
         span = only(captured_spans)
-        producer.flush(10)
+        producer.flush(A_HANG)
         [headers] = headers_of(servers, topic, 1)
         assert id_of(span) in parent_of(headers)
 
@@ -1871,7 +1872,7 @@ class TestWords:
         producer, told = producer_at(servers), []
         produce = adapter.traced_publish(functools.partial(producer.produce, topic))
         produce(b"x", partition=0, callback=lambda *it: told.append(it))
-        producer.flush(10)
+        producer.flush(A_HANG)
         assert id_of(only(captured_spans)) in parent_of(headers_of(servers, topic, 1)[0])
         assert len(told) == 1
 

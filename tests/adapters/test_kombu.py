@@ -38,7 +38,7 @@ from queueprop import Destination, Settings
 from queueprop.adapters import kombu as adapter
 from queueprop.testing import CapturedSpans
 from tests.adapters import faults
-from tests.telemetry import Telemetry
+from tests.telemetry import Telemetry, is_since
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -537,7 +537,7 @@ class TestHousekeeping:
         done = threading.Lock()
         done.acquire()
         _thread.start_new_thread(code_of(between, publish_and_release), (queue, done))
-        assert done.acquire(timeout=10)
+        assert done.acquire(timeout=60)
         assert [span.kind for span in captured_spans] == [SpanKind.PRODUCER]
 
     @pytest.mark.parametrize("kind", ["callbacks", "on_message"])
@@ -1325,12 +1325,13 @@ class TestPulling:
 
     def test_what_a_message_tells_is_on_the_span(self, captured_spans: CapturedSpans, queue: Any) -> None:
         """Ids, the time in the queue by its timestamp, and the attempt where a broker counts."""
+        began = int(time.time())
         publish(
             queue,
             headers={"x-delivery-count": 2},
             message_id="m-1",
             correlation_id="c-1",
-            timestamp=int(time.time()) - 5,
+            timestamp=began - 5,
         )
         message = pull(queue)
         message.delivery_tag = 7
@@ -1342,7 +1343,7 @@ class TestPulling:
         assert found["messaging.message.conversation_id"] == "c-1"
         assert found["queueprop.message.delivery_attempt"] == 3
         assert found["messaging.rabbitmq.message.delivery_tag"] == 7
-        assert found["queueprop.message.queue_time"] == pytest.approx(5, abs=1.5)
+        assert is_since(began, 5, found["queueprop.message.queue_time"])
 
     def test_a_first_delivery_is_told_where_the_broker_tells_it(
         self, captured_spans: CapturedSpans, queue: Any

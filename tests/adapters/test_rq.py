@@ -835,7 +835,7 @@ class TestTracedConsumer:
         assert job.meta == {"step": 1, "queueprop": {"traceparent": TRACEPARENT}}
         assert captured_spans[0].status.status_code is StatusCode.ERROR
 
-    @pytest.mark.parametrize(("alarm", "bound"), [(0, 2.0), (1, 0.5)])
+    @pytest.mark.parametrize(("alarm", "bound"), [(0, 300.0), (100, 50.0)])
     def test_in_a_plain_work_horse_it_hands_over_within_the_time_limit(
         self, captured_spans: CapturedSpans, monkeypatch: pytest.MonkeyPatch, alarm: int, bound: float
     ) -> None:
@@ -846,13 +846,17 @@ class TestTracedConsumer:
         monkeypatch.setattr(collector, "flush", flushed.append)
         monkeypatch.setenv("RQ_JOB_ID", job.id)
         previous = signal.signal(signal.SIGALRM, lambda *args: None)
+        handler = adapter.traced_consumer(settings=Settings(flush_timeout=300.0))(work)
+        began = time.monotonic()
         signal.alarm(alarm)
         try:
-            adapter.traced_consumer(work)()
+            handler()
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, previous)
-        assert flushed == [pytest.approx(bound, abs=0.1)]
+        [within] = flushed
+        # Half of what is left of the limit. A timer tells it with the kernel's own grain.
+        assert bound - (time.monotonic() - began) - 0.1 <= within <= bound + 0.1
 
 
 class TestWorkHorses:

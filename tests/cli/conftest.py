@@ -28,6 +28,6 @@ def mock_kafka_url() -> Iterator[str]:
     kafka = pytest.importorskip("confluent_kafka")
     # The type of C: what is traced has a producer of Python in its place.
     cluster = kafka.cimpl.Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 0})
-    (broker,) = cluster.list_topics(timeout=10).brokers.values()
+    (broker,) = cluster.list_topics(timeout=60).brokers.values()
     yield f"kafka://{broker.host}:{broker.port}"
     del cluster  # it lives as long

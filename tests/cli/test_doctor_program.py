@@ -14,6 +14,9 @@ import pytest
 from queueprop.cli.doctor import probe, program
 from queueprop.cli.refusal import Refused
 
+SET_UP = 3.0
+"""Seconds in which a program has got to its last line, on a busy machine, too."""
+
 
 def _script(folder: Path, text: str) -> list[str]:
     path = folder / "worker.py"
@@ -31,7 +34,7 @@ def test_a_program_is_looked_into_and_ended(tmp_path: Path) -> None:
         "import logging.config\n"
         "time.sleep(60)\n",
     )
-    look = program.look_into(command, 0.5)
+    look = program.look_into(command, SET_UP)
     (facts,) = look.processes
     assert facts["program"]["argv"] == command
     assert facts["troubles"] == []
@@ -66,7 +69,7 @@ def test_its_path_is_its_own(tmp_path: Path) -> None:
 def test_programs_that_it_starts(tmp_path: Path) -> None:
     """A shell's worker is told of, though the shell itself has nothing to tell, and both are ended."""
     worker = _script(tmp_path, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
-    look = program.look_into(["sh", "-c", f"cd {tmp_path}; {' '.join(worker)}; true"], 0.5)
+    look = program.look_into(["sh", "-c", f"cd {tmp_path}; {' '.join(worker)}; true"], SET_UP)
     (facts,) = look.processes
     assert facts["program"]["argv"] == worker
     assert not _is_alive(int((tmp_path / "pid").read_text()))
@@ -78,7 +81,7 @@ def test_a_program_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     command = _script(
         tmp_path, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     )
-    (facts,) = program.look_into(command, 0.5).processes
+    (facts,) = program.look_into(command, SET_UP).processes
     assert facts["sigterm"] == "ignored"
     assert not _is_alive(facts["pid"])
 
@@ -125,7 +128,7 @@ def test_reports_are_input(tmp_path: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    for _ in range(50):  # its parent may take a moment to collect it
+    for _ in range(600):  # its parent may take a moment to collect it
         try:
             status = Path(f"/proc/{pid}/stat").read_text()
         except OSError:

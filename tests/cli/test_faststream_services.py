@@ -153,6 +153,6 @@ def test_the_worker_says_that_it_waits(caplog: pytest.LogCaptureFixture) -> None
                 assert not task.done()
                 await asyncio.sleep(0.01)
             notification_service.app.exit()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, 60)
 
     asyncio.run(work())

@@ -125,7 +125,7 @@ def test_a_delayed_order_is_published_later(shop: kombu.Connection, monkeypatch:
 
     monkeypatch.setattr(threading.Timer, "start", noted_start)
     _order(delay=0.01)
-    timers[0].join(10)
+    timers[0].join(60)
     with capture_spans() as spans:
         notification_service.work(shop)
     assert [span.name for span in spans] == ["send mail"]

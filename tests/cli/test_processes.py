@@ -56,7 +56,7 @@ def _is_there(pid: int) -> bool:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    until("the test", condition, 10)
+    until("the test", condition, 60)
 
 
 def test_nothing_is_left() -> None:
@@ -91,7 +91,7 @@ def test_process_that_ends_by_itself() -> None:
             "breaks", [sys.executable, "-c", "print('no good'); raise SystemExit(3)"], {}
         )
         with pytest.raises(Died, match=r"^breaks ended with status 3\nno good$"):
-            until("nothing", lambda: False, 10, process)
+            until("nothing", lambda: False, 60, process)
 
 
 def test_process_that_does_not_stop() -> None:
@@ -211,7 +211,7 @@ def test_keeper_ends_what_is_left(command: list[str], tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
     keeper.main(str(folder), [f"+{left.pid}\n", f"+{taken_back.pid}\n", f"-{taken_back.pid}\n"], grace=0.5)
-    assert left.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert left.wait(60) in (-signal.SIGTERM, -signal.SIGKILL)
     assert taken_back.poll() is None
     assert not folder.exists()
     taken_back.kill()
@@ -225,9 +225,10 @@ def test_keeper_does_not_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     """When everything has been stopped in order, the keeper ends at once."""
     monkeypatch.setattr("sys.argv", ["keeper.py", str(tmp_path / "none")])
     monkeypatch.setattr("sys.stdin", ["+999999999\n"])
-    began = time.monotonic()
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     runpy.run_path(keeper.__file__, run_name="__main__")
-    assert time.monotonic() - began < keeper.GRACE
+    assert len(pauses) <= 1
 
 
 class _Drawn:
@@ -242,11 +243,17 @@ class _Drawn:
         return number
 
 
+def _two_free_ports() -> tuple[int, int]:
+    first = other = free_port()
+    while other == first:  # each is drawn by itself
+        other = free_port()
+    return first, other
+
+
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that was given out is free, and listening there shows; what is taken is not given out."""
-    port = free_port()
+    port, other = _two_free_ports()
     assert not accepts(port)
-    other = free_port()
     with socket.create_server(("127.0.0.1", port)):
         assert accepts(port)
         drawn = _Drawn(port, port, other)
@@ -260,7 +267,7 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("goes", ["nowhere", "to a container"])
 def test_a_port_that_a_container_engine_takes(monkeypatch: pytest.MonkeyPatch, goes: str) -> None:
     """A published port can be bound and still connections to it go elsewhere: such a port is not given out."""
-    taken, other = free_port(), free_port()
+    taken, other = _two_free_ports()
     connect = socket.create_connection
 
     def as_the_engine_has_it(address: tuple[str, int], timeout: float) -> socket.socket:

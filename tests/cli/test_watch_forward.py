@@ -31,7 +31,7 @@ class Collector:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.got.append((self.path, body, self.headers["Content-Type"]))
-                collector.may_answer.wait(20)
+                collector.may_answer.wait(60)
                 self.send_response(collector.statuses.pop(0) if collector.statuses else 200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -86,7 +86,7 @@ def test_collector_that_wants_to_be_asked_later(status: int) -> None:
     """It is asked later, and nothing is lost."""
     with forwarding(status, status) as (collector, forwarder):
         forwarder.put("traces", b"one", HEADERS, spans=2)
-        until("the spans", lambda: forwarder.sent == 2, 10)
+        until("the spans", lambda: forwarder.sent == 2, 60)
         assert [body for _, body, _ in collector.got] == [b"one"] * 3
         assert (forwarder.dropped, forwarder.failure) == (0, None)
 
@@ -97,7 +97,7 @@ def test_collector_that_does_not_take_it(statuses: list[int], attempts: int) -> 
     with forwarding(*statuses) as (collector, forwarder):
         forwarder.put("traces", b"one", HEADERS, spans=2)
         forwarder.put("traces", b"two", HEADERS, spans=3)
-        until("the second", lambda: forwarder.sent == 3, 10)
+        until("the second", lambda: forwarder.sent == 3, 60)
         assert len(collector.got) == attempts + 1
         assert (forwarder.dropped, forwarder.dropped_requests) == (2, 1)
         assert forwarder.failure is not None
@@ -116,9 +116,9 @@ def test_queue_is_bounded() -> None:
         assert forwarder.failure is not None
         assert "too slow: more than 10 bytes waited" in forwarder.failure
         collector.may_answer.set()
-        until("the others", lambda: forwarder.sent == 3, 10)
+        until("the others", lambda: forwarder.sent == 3, 60)
         forwarder.put("traces", b"12345", HEADERS, spans=8)
-        until("there is room again", lambda: forwarder.sent == 11, 10)
+        until("there is room again", lambda: forwarder.sent == 11, 60)
         assert forwarder.dropped == 4
 
 
@@ -127,7 +127,7 @@ def test_end_does_not_wait_for_ever() -> None:
     with forwarding() as (collector, forwarder):
         collector.may_answer.clear()
         forwarder.put("traces", b"one", HEADERS, spans=1)
-        until("the first request", lambda: len(collector.got) == 1, 10)
+        until("the first request", lambda: len(collector.got) == 1, 60)
         forwarder.put("traces", b"two", HEADERS, spans=2)
         forwarder.put("metrics", b"three", HEADERS)
         forwarder.close(timeout=0.05)
@@ -135,7 +135,7 @@ def test_end_does_not_wait_for_ever() -> None:
         assert forwarder.failure is not None
         assert "too slow at the end" in forwarder.failure
         collector.may_answer.set()
-        forwarder._thread.join(20)
+        forwarder._thread.join(60)
         assert (forwarder.sent, forwarder.dropped) == (0, 3)
 
 

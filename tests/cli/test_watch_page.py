@@ -52,7 +52,7 @@ def shown() -> Iterator[Shown]:
 
 
 def get(shown: Shown, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(shown.url).port or 0, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(shown.url).port or 0, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
@@ -123,10 +123,10 @@ def test_events(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
         return looks[-1]
 
     monkeypatch.setattr(shown.page, "_told", counted)
-    with urlopen(f"{shown.url}/events", timeout=20) as stream:
+    with urlopen(f"{shown.url}/events", timeout=60) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         assert told(stream)["received"] == 0
-        until("some more looks", lambda: len(looks) > 3, 10)
+        until("some more looks", lambda: len(looks) > 3, 60)
         assert all(it is looks[0] for it in looks)
         shown.add(process(1, 1, NASTY))
         found = told(stream)
@@ -139,16 +139,16 @@ def test_events(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stream_that_ends(shown: Shown) -> None:
     """Where a browser goes away, its place is free again."""
-    with urlopen(f"{shown.url}/events", timeout=20) as stream:
+    with urlopen(f"{shown.url}/events", timeout=60) as stream:
         told(stream)
         assert shown.page._streams == 1
-    until("the end", lambda: shown.page._streams == 0, 10)
+    until("the end", lambda: shown.page._streams == 0, 60)
 
 
 def test_not_too_many(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams are bounded; a browser asks again by itself."""
     monkeypatch.setattr(module, "_MOST_STREAMS", 1)
-    with urlopen(f"{shown.url}/events", timeout=20) as stream:
+    with urlopen(f"{shown.url}/events", timeout=60) as stream:
         told(stream)
         assert get(shown, "/events")[0] == 503
 
@@ -156,7 +156,7 @@ def test_not_too_many(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_end() -> None:
     """An open page holds nothing up."""
     with showing() as shown:
-        stream = urlopen(f"{shown.url}/events", timeout=20)
+        stream = urlopen(f"{shown.url}/events", timeout=60)
         told(stream)
     with stream:
         assert b"data:" not in stream.read()

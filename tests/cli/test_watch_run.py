@@ -193,8 +193,8 @@ class TestCommand:
             text = output.getvalue()
             endpoint, page = re.findall(r"http://127\.0\.0\.1:\d+", text)
             body = request(process(1, 1)).SerializeToString()
-            urlopen(Request(f"{endpoint}/v1/traces", body, PROTOBUF), timeout=20).close()
-            with urlopen(page, timeout=20) as response:
+            urlopen(Request(f"{endpoint}/v1/traces", body, PROTOBUF), timeout=60).close()
+            with urlopen(page, timeout=60) as response:
                 assert b"queueprop" in response.read()
 
         sleeps(send)

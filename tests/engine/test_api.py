@@ -403,7 +403,7 @@ class TestCarryContext:
         """Work of several messages in one pool: each in its own trace; arguments and results go through."""
 
         def work(number: int, *, barrier: threading.Barrier) -> tuple[int, object]:
-            barrier.wait(10)
+            barrier.wait(60)
             return number, current_ids()
 
         barrier = threading.Barrier(2)

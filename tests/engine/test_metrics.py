@@ -20,7 +20,7 @@ from queueprop.engine import semconv
 from queueprop.engine import telemetry as spans
 from queueprop.engine.engine import Engine, engine_for
 from queueprop.engine.metrics import Instruments
-from tests.telemetry import ORDERS, TRACEPARENT, Telemetry
+from tests.telemetry import ORDERS, TRACEPARENT, Telemetry, is_since
 
 CLIENT_DURATION = "messaging.client.operation.duration"
 PROCESS_DURATION = "messaging.process.duration"
@@ -95,7 +95,8 @@ def test_a_batch_of_sends(telemetry: Telemetry, engine: Engine) -> None:
 
 def test_a_delivery(telemetry: Telemetry, engine: Engine) -> None:
     """messaging.process.duration, and not the client's; consumed once; the time in the queue where it is known."""
-    message = Message({"traceparent": TRACEPARENT}, sent_at=time.time() - 5)
+    began = time.time()
+    message = Message({"traceparent": TRACEPARENT}, sent_at=began - 5)
     with engine.process(ORDERS, message):
         pass
     (duration,) = telemetry.points(PROCESS_DURATION)
@@ -104,7 +105,8 @@ def test_a_delivery(telemetry: Telemetry, engine: Engine) -> None:
     assert (consumed.value, consumed.attributes["messaging.operation.name"]) == (1, "process")
     (waited,) = telemetry.points(QUEUE_TIME)
     span_attributes = telemetry.only().attributes or {}
-    assert waited.sum == span_attributes["queueprop.message.queue_time"] == pytest.approx(5, abs=1)
+    assert waited.sum == span_attributes["queueprop.message.queue_time"]
+    assert is_since(began, 5, waited.sum)
     assert telemetry.points(CLIENT_DURATION) == telemetry.points(MISSING) == []
 
 
@@ -212,11 +214,13 @@ def test_a_clock_that_is_set_back(
 
 def test_a_span_made_after_the_fact(telemetry: Telemetry, engine: Engine) -> None:
     """Its duration is that from the given start."""
+    began = time.time()
     process = engine.process(ORDERS, Message({}), started_at=time.time_ns() - 3_000_000_000)
     process.open()
     process.close()
     (duration,) = telemetry.points(PROCESS_DURATION)
-    assert duration.sum == seconds(telemetry.only()) == pytest.approx(3, abs=1)
+    assert duration.sum == seconds(telemetry.only())
+    assert is_since(began, 3, duration.sum)
 
 
 @pytest.mark.parametrize(
@@ -506,7 +510,7 @@ def test_threads_that_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Barrier(4)
 
     def begin(engine: Engine) -> None:
-        start.wait(10)
+        start.wait(60)
         engine.instruments()
 
     threads = [threading.Thread(target=begin, args=(engine,)) for engine in engines * 2]

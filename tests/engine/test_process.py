@@ -44,6 +44,7 @@ from tests.telemetry import (
     baggage_of_ours,
     current_ids,
     ids,
+    is_since,
     links,
     parent,
     span_in,
@@ -105,11 +106,12 @@ class TestSpan:
 
     def test_the_time_in_the_queue(self, telemetry: Telemetry) -> None:
         """Seconds from the send to the handling, without the delay that was asked for, which stands beside it."""
-        message = Message({}, sent_at=time.time() - 10, delay=4)
+        began = time.time()
+        message = Message({}, sent_at=began - 10, delay=4)
         with telemetry.engine().process(ORDERS, message):
             pass
         found = attributes(telemetry.only())
-        assert found["queueprop.message.queue_time"] == pytest.approx(6, abs=1)
+        assert is_since(began, 6, found["queueprop.message.queue_time"])
         assert found["queueprop.message.delay"] == 4
 
     def test_clocks_that_differ(self, telemetry: Telemetry) -> None:
@@ -564,11 +566,11 @@ class TestInside:
                 trace_id = 1000 * (number + 1) + turn
                 headers = {"traceparent": traceparent(trace_id), "baggage": f"n={trace_id}"}
                 with engine.process(ORDERS, Message(headers)):
-                    barrier.wait(10)
+                    barrier.wait(60)
                     seen = (get_current_span().get_span_context().trace_id, baggage.get_all())
                     if seen != (trace_id, {"n": str(trace_id)}):
                         wrong.append(seen)
-                    barrier.wait(10)
+                    barrier.wait(60)
 
         threads = [threading.Thread(target=handle, args=(number,)) for number in range(8)]
         for thread in threads:

@@ -7,7 +7,7 @@ import contextvars
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.context import Context, attach, detach, get_current, set_value
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -265,7 +265,6 @@ def test_other_values_suppress_nothing() -> None:
     assert not is_suppressed(Context({"mine": True, "suppress_me": True}))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["attach", "detach", "reattach"]), st.integers(0, 4)), max_size=40))
 def test_any_order(steps: list[tuple[str, int]]) -> None:
     """Whatever is attached, detached and attached again in whatever order: the one that came last of those that are

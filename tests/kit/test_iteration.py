@@ -132,7 +132,7 @@ class TestMessageList:
 
         copied: list[int] = []
         _thread.start_new_thread(copied.extend, (MessageList([3, 1, 2], begin),))
-        assert done.wait(10)
+        assert done.wait(60)
         assert begun == [3, 1, 2]
 
 

@@ -26,6 +26,11 @@ STARTUP = 60.0
 _LONGEST_PAUSE = 2.0
 """Seconds that a pause between two looks may count, with room for a busy machine."""
 
+_LAST_LINES = 10.0
+"""Seconds in which what an ended process has printed is read to its end, on a busy machine, too. It is no longer than
+that where the process has left its output to another.
+"""
+
 _FIRST = 100
 """Lines, among which is the one that says that a program is ready, however much it prints afterwards."""
 
@@ -136,7 +141,7 @@ class Process:
         with self._held():  # an exception in the middle of poll() would keep its lock, which stop() waits for
             status = self._process.poll()
         if status is not None:
-            self._reader.join(1)
+            self._reader.join(_LAST_LINES)
             raise self.died(f"ended with status {status}")
 
     def died(self, why: str) -> Died:
