@@ -275,8 +275,8 @@ class PikaDriver(RabbitmqDriver):
                 break
         channel.cancel()
 
-    def _loop(self, channel: Any) -> Any:
-        loop = channel.consume(self.queue, inactivity_timeout=0.1)
+    def _loop(self, channel: Any, inactivity_timeout: float | None = 0.1) -> Any:
+        loop = channel.consume(self.queue, inactivity_timeout=inactivity_timeout)
         if not self._is_explicit:
             return loop
         return adapter.traced_messages(loop, self._destination, settings=self._settings)
@@ -345,7 +345,8 @@ class PikaDriver(RabbitmqDriver):
             if self.style == "basic_get":
                 self.leave_loop(how, iter(lambda: self._pull(channel), None), handle, self._scope)
             elif how in ("break", "return", "exception"):
-                self.leave_loop(how, self._loop(channel), handle)
+                # Without ticks: what it is left in the middle of is a message, however late that comes.
+                self.leave_loop(how, self._loop(channel, inactivity_timeout=None), handle)
             else:
                 self._leave_kept_loop(how, channel, handler)
 
@@ -353,7 +354,7 @@ class PikaDriver(RabbitmqDriver):
         return self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
 
     def _leave_kept_loop(self, how: str, channel: Any, handler: Handler) -> None:
-        loop = self._loop(channel)
+        loop = self._loop(channel, inactivity_timeout=None)
         if how == "closed elsewhere":
             contextvars.copy_context().run(self._begin, loop, channel, handler)
             loop.close()
