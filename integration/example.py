@@ -12,7 +12,7 @@ from queueprop.cli.demo.processes import Died, Process, Processes, accepts, free
 from .live import unique
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds; everything here waits for conditions."""
 
 

@@ -63,12 +63,12 @@ class _Demo:
                 return lines
         raise AssertionError(f"{text!r} did not come:\n{''.join(lines)}")
 
-    def end(self, timeout: float = 60) -> tuple[int, str]:
+    def end(self, timeout: float = 180) -> tuple[int, str]:
         """Its exit status and what it printed since."""
         output, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, output
 
-    def assert_nothing_is_left(self, timeout: float = 10) -> None:
+    def assert_nothing_is_left(self, timeout: float = 60) -> None:
         """No process that it started, directly or not, and no file."""
         deadline = time.monotonic() + timeout
         while (left := self._running()) or any(self._folder.iterdir()):
@@ -124,10 +124,10 @@ def broker(broker_name: str) -> Broker:
 
 @pytest.fixture(scope="module")
 def whole_run(broker_name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
-    """Exit status and output of one run to the end, which took less than a minute and left nothing."""
+    """Exit status and output of one run to the end, which left nothing."""
     demo = _Demo(tmp_path_factory.mktemp("demo"), "--broker", broker_name)
     try:
-        result = demo.end(timeout=60)
+        result = demo.end()
     finally:
         demo.kill()
     demo.assert_nothing_is_left()
@@ -217,7 +217,7 @@ def test_stopped_in_the_middle(demo: _Demo, number: int, moment: str) -> None:
     demo.process.send_signal(number)
     status, output = demo.end()
     assert status == 128 + number
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert "Stopped; nothing is left running." in output
     assert "Traceback" not in output
     demo.assert_nothing_is_left()

@@ -418,9 +418,13 @@ class TestGenerator:
         seen = []
         for method, _, _ in channel.consume(queue, inactivity_timeout=0.1, auto_ack=True):
             seen.append((method is not None, current() != NOTHING, baggage.get_baggage("tenant")))
-            if len(seen) == 3:
+            arrived = [is_message for is_message, *_ in seen]
+            # Until the broker has delivered it.
+            ticks = arrived.index(True) if True in arrived else len(arrived)
+            if len(seen) == ticks + 3:
                 break
-        assert seen == [(True, True, "42"), (False, False, None), (False, False, None)]
+        idle = (False, False, None)
+        assert seen == [*[idle] * ticks, (True, True, "42"), idle, idle]
         assert current() == NOTHING
         channel.cancel()
         span = only(spans.of("process"))
@@ -1055,7 +1059,7 @@ class TestOutages:
         def interrupt(channel: Any) -> None:
             properties = pika.BasicProperties(headers={"too long": "x" * 500_000})
             channel.basic_publish("", "nowhere", b"", properties)
-            channel.connection.process_data_events(5)
+            wait_until(lambda: channel.connection.process_data_events(0.01), "closed")  # which is raised
 
         self._compare(spans, rabbitmq_url, interrupt)
 
@@ -1130,6 +1134,7 @@ def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = 
             channel.basic_publish("", queue, str(number).encode(), properties)
     if forked:
         run_killed(lambda: _handle_nine(url, queue, handled, interrupt))
+        _await_nobody(url, queue)
     unacked = None
     while unacked is None:
         with contextlib.suppress(AMQPError):
@@ -1140,6 +1145,16 @@ def _interrupted_run(url: str, interrupt: Callable[[Any], None], forked: bool = 
         wait_for(channel, dead)
         both, lost = (channel.queue_delete(name).method.message_count for name in (queue, dead))
     return {"deliveries": handled.all, "left": both - unacked, "unacked": unacked, "dead": lost}
+
+
+def _await_nobody(url: str, queue: str) -> None:
+    """Until the broker has heard that the consumer is no more: else the next one would get what is behind it first."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        wait_until(
+            lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0,
+            f"nobody to consume {queue}",
+        )
 
 
 def _handle_nine(url: str, queue: str, handled: Bodies, interrupt: Callable[[Any], None]) -> int:

@@ -33,7 +33,7 @@ SERVERS = {
 
 EVERYBODYS = {"redis": "redis://localhost:6379", "rabbitmq": "amqp://localhost", "kafka": "localhost:9092"}
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds for a worker to start and to handle a message; Kafka's groups take most of it."""
 
 
@@ -79,7 +79,7 @@ def test_the_worker_is_in_the_trace_of_the_publish(
     finally:
         worker.send_signal(signal.SIGTERM)
         try:
-            printed, _ = worker.communicate(timeout=30)
+            printed, _ = worker.communicate(timeout=PATIENCE)
         finally:
             worker.kill()
     assert "mail for order 1" in printed

@@ -133,7 +133,7 @@ class TestHostile:
             with lock:
                 behaviour(None)
 
-        waited, beside = BEHAVIOURS["blocks"](), BEHAVIOURS["blocks"]()
+        waited, beside = BEHAVIOURS["blocks"](), hostile.meeting()
         _in_threads(lambda: locked(waited))
         _in_threads(lambda: beside(None))
 

@@ -36,6 +36,9 @@ from integration.contract.telemetry import DEADLINE, ambient_span
 from integration.live import NOTHING, Spans, current, origin, unique
 from queueprop.adapters import aiokafka as adapter
 
+FOREVER = int(1_000 * DEADLINE)
+"""Milliseconds for ``getmany``, which returns as soon as something is there."""
+
 
 class TestLoop:
     """``async for record in consumer``."""
@@ -324,7 +327,7 @@ class TestPull:
         async with reading(servers, topic) as consumer, producing(servers) as producer:
             await consumer.getone()  # by now it has found its broker
             before = time.time_ns()
-            timeout = {"timeout_ms": 10_000} if style == "getmany" else {}
+            timeout = {"timeout_ms": FOREVER} if style == "getmany" else {}
             task = asyncio.create_task(tracing.get(getattr(consumer, style))(**timeout))
             await asyncio.sleep(0.05)
             since = time.time_ns()
@@ -358,7 +361,7 @@ class TestPull:
             async with producing(servers) as producer:
                 await producer.partitions_for(topic)
             async with reading(servers, topic) as consumer:
-                timeout = {"timeout_ms": 10_000} if style == "getmany" else {}
+                timeout = {"timeout_ms": FOREVER} if style == "getmany" else {}
                 task = asyncio.create_task(tracing.get(getattr(consumer, style))(**timeout))
                 await asyncio.sleep(0.02)
                 await consumer.stop()
@@ -377,7 +380,7 @@ class TestPull:
         """Equal to, indexed, sliced, pickled and copied as lists, of plain records; all that makes no span."""
         await send(tracing, servers, topic, b"one", b"two", b"three")
         async with reading(servers, topic) as consumer:
-            found = await tracing.get(consumer.getmany)(timeout_ms=5_000)
+            found = await tracing.get(consumer.getmany)(timeout_ms=FOREVER)
         assert type(found) is dict
         [[partition, records]] = found.items()
         assert partition == TopicPartition(topic, 0)
@@ -415,7 +418,7 @@ class TestPull:
         """
         await send(tracing, servers, topic, b"one", b"two", b"three")
         async with reading(servers, topic) as consumer:
-            [records] = (await tracing.get(consumer.getmany)(timeout_ms=5_000)).values()
+            [records] = (await tracing.get(consumer.getmany)(timeout_ms=FOREVER)).values()
         inside = []
         for record in records:
             inside.append(current())
@@ -458,7 +461,7 @@ class TestPull:
         """``traced_batch`` of what ``getmany`` gave; iterating it inside makes the spans of single deliveries."""
         await send(tracing, servers, topic, b"one", b"two")
         async with reading(servers, topic) as consumer:
-            [records] = (await tracing.get(consumer.getmany)(timeout_ms=5_000)).values()
+            [records] = (await tracing.get(consumer.getmany)(timeout_ms=FOREVER)).values()
         with adapter.traced_batch(records):
             assert current() != NOTHING
         batch = only(spans.of("process"))

@@ -34,6 +34,9 @@ from queueprop import Settings
 LEADER = 1
 """The node that goes away."""
 
+OUTAGE = 240.0
+"""Seconds for all that outlasts it: a node may take 90 to be back, and those who wait for it cannot look."""
+
 
 class TestOutages:
     """The same run without and with queueprop: as many deliveries, redeliveries and commits, and no orphan."""
@@ -78,7 +81,7 @@ class TestOutages:
         meeting, told = processes.Barrier(3), processes.SimpleQueue()
 
         def run(tracing: Tracing, topic: str) -> dict[str, Any]:
-            return asyncio.run(asyncio.wait_for(_outlast(tracing, servers, topic, meeting), DEADLINE))
+            return asyncio.run(asyncio.wait_for(_outlast(tracing, servers, topic, meeting), OUTAGE))
 
         def run_plain() -> None:
             try:
@@ -192,7 +195,7 @@ async def _outlast(tracing: Tracing, servers: str, topic: str, meeting: Any) -> 
                 if number in (6, 16):
                     leaders.append(producer.client.cluster.leader_for_partition(partition))
                 if number in (6, 16, 20):
-                    await asyncio.to_thread(meeting.wait, DEADLINE)
+                    await asyncio.to_thread(meeting.wait, OUTAGE)
                 await publish(topic, str(number).encode(), partition=0)
 
     sending = asyncio.create_task(produce())
@@ -220,8 +223,8 @@ async def _outlast(tracing: Tracing, servers: str, topic: str, meeting: Any) -> 
 
 def _interrupt(node: Any, end: str, meeting: Any) -> None:
     """An outage, between two meetings with those who are to outlast it, and one when it is over."""
-    meeting.wait(DEADLINE)
+    meeting.wait(OUTAGE)
     getattr(node, end)()
-    meeting.wait(DEADLINE)
+    meeting.wait(OUTAGE)
     node.start()
-    meeting.wait(DEADLINE)
+    meeting.wait(OUTAGE)

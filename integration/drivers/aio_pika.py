@@ -312,6 +312,7 @@ class AioPikaDriver(AsyncioDriver["_EventLoop"], RabbitmqDriver):
         else:
             if not message.processed:
                 await self._ack(message)
+            self.acked(message.body.decode())
 
     @asynccontextmanager
     async def _scope(self, message: Any, ignore_processed: bool = False) -> AsyncIterator[None]:
@@ -346,6 +347,7 @@ class AioPikaDriver(AsyncioDriver["_EventLoop"], RabbitmqDriver):
 
     async def _ack(self, message: Any) -> None:
         await self._wrapped(adapter.traced_settle, message.ack)()
+        self.acked(message.body.decode())
 
     async def _refuse(self, message: Any) -> None:
         requeue = self._requeues(message)

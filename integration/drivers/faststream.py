@@ -131,6 +131,7 @@ class FastStreamDriver(AsyncioDriver["_EventLoop"]):
                 handled.put_nowait(error)
                 await self.refuse(message)
                 raise
+            self.will_be_acked(message)
             handled.put_nowait(None)
 
         subscriber = self.subscriber(broker, at_once=at_once, **options)
@@ -156,6 +157,9 @@ class FastStreamDriver(AsyncioDriver["_EventLoop"]):
 
     async def refuse(self, message: Any) -> None:
         """What a handler does about a message before it raises."""
+
+    def will_be_acked(self, message: Any) -> None:
+        """Its handler returns: FastStream settles it."""
 
     def bodies_of(self, message: Any) -> Sequence[bytes]:
         return message.body if isinstance(message.body, list) else [message.body]
@@ -294,6 +298,9 @@ class RabbitDriver(FastStreamDriver, RabbitmqDriver):
         requeue = self.requeues(message.body.decode(), message.raw_message.redelivered)
         if requeue is not None:
             await (message.nack() if requeue else message.reject())
+
+    def will_be_acked(self, message: Any) -> None:
+        self.acked(message.body.decode())
 
     # What is expected
 

@@ -172,8 +172,9 @@ class PikaDriver(RabbitmqDriver):
         return channel
 
     def flush(self) -> None:
-        for publisher in self._publishers.values():
-            publisher.queueprop_channel.queue_declare(self.queue, passive=True)
+        # Handlers publish on the channels that they consume by, which nobody else waits for.
+        for connection in (*self._publishers.values(), *self._consumers):
+            connection.queueprop_channel.queue_declare(self.queue, passive=True)
 
     # Consuming
 
@@ -191,7 +192,7 @@ class PikaDriver(RabbitmqDriver):
             for _ in range(2):
                 with self._scope(message):
                     run(handler, self._delivery(channel, message))
-            self._ack(channel, message[0])
+            self._ack(channel, message)
 
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         self.arrive()
@@ -211,8 +212,8 @@ class PikaDriver(RabbitmqDriver):
             with self._explicitly(lambda: adapter.traced_batch(messages, settings=self._settings)):
                 for message in messages:
                     run(handler, self._delivery(channel, message))
-            for method, _, _ in messages:
-                self._ack(channel, method)
+            for message in messages:
+                self._ack(channel, message)
 
     def _consume_here(self, handler: Handler, count: int) -> None:
         with self._consuming(count) as channel:
@@ -227,7 +228,7 @@ class PikaDriver(RabbitmqDriver):
     @contextmanager
     def _consuming(self, count: int) -> Iterator[Any]:
         connection = self._connect()
-        channel = connection.channel()
+        connection.queueprop_channel = channel = connection.channel()
         # No more than is asked for: what is given back without a word counts as delivered.
         channel.basic_qos(prefetch_count=100 if count > 100 else 1)
         with self._lock:
@@ -243,7 +244,7 @@ class PikaDriver(RabbitmqDriver):
             if next(handled) == count:
                 channel.stop_consuming()
             run(handler, self._delivery(channel, in_hand))
-            self._ack(channel, method)
+            self._ack(channel, in_hand)
 
         for callback in self._callbacks(on_message):
             channel.basic_consume(self.queue, callback)
@@ -274,8 +275,8 @@ class PikaDriver(RabbitmqDriver):
                 break
         channel.cancel()
 
-    def _loop(self, channel: Any) -> Any:
-        loop = channel.consume(self.queue, inactivity_timeout=0.1)
+    def _loop(self, channel: Any, inactivity_timeout: float | None = 0.1) -> Any:
+        loop = channel.consume(self.queue, inactivity_timeout=inactivity_timeout)
         if not self._is_explicit:
             return loop
         return adapter.traced_messages(loop, self._destination, settings=self._settings)
@@ -310,7 +311,7 @@ class PikaDriver(RabbitmqDriver):
         except Exception as error:
             self._refuse(channel, message, error)
         else:
-            self._ack(channel, message[0])
+            self._ack(channel, message)
 
     def _delivery(self, channel: Any, message: Any) -> Delivery:
         _, properties, body = message
@@ -321,8 +322,10 @@ class PikaDriver(RabbitmqDriver):
 
         return Delivery(body.decode(), properties.headers, publish)
 
-    def _ack(self, channel: Any, method: Any) -> None:
+    def _ack(self, channel: Any, message: Any) -> None:
+        method, _, body = message
         self._wrapped(adapter.traced_settle, channel.basic_ack)(method.delivery_tag)
+        self.acked(body.decode())
 
     def _refuse(self, channel: Any, message: Any, error: Exception) -> None:
         """What a user does about an exception that came out of pika, or of the body of a loop."""
@@ -342,7 +345,8 @@ class PikaDriver(RabbitmqDriver):
             if self.style == "basic_get":
                 self.leave_loop(how, iter(lambda: self._pull(channel), None), handle, self._scope)
             elif how in ("break", "return", "exception"):
-                self.leave_loop(how, self._loop(channel), handle)
+                # Without ticks: what it is left in the middle of is a message, however late that comes.
+                self.leave_loop(how, self._loop(channel, inactivity_timeout=None), handle)
             else:
                 self._leave_kept_loop(how, channel, handler)
 
@@ -350,7 +354,7 @@ class PikaDriver(RabbitmqDriver):
         return self._explicitly(lambda: adapter.traced_message(message, settings=self._settings))
 
     def _leave_kept_loop(self, how: str, channel: Any, handler: Handler) -> None:
-        loop = self._loop(channel)
+        loop = self._loop(channel, inactivity_timeout=None)
         if how == "closed elsewhere":
             contextvars.copy_context().run(self._begin, loop, channel, handler)
             loop.close()
@@ -426,7 +430,7 @@ class PikaLoopDriver(PikaDriver):
                     nonlocal handled
                     handled += 1
                     run(handler, self._delivery(channel, (method, properties, body)))
-                    self._ack(channel, method)
+                    self._ack(channel, (method, properties, body))
                     if handled == count:
                         loop.stop()
 
@@ -442,7 +446,7 @@ class PikaLoopDriver(PikaDriver):
 
             async def handle(channel: Any, method: Any, properties: Any, body: bytes) -> None:
                 await run_async(handler, self._delivery(channel, (method, properties, body)))
-                self._ack(channel, method)
+                self._ack(channel, (method, properties, body))
                 if next(handled) == count:
                     loop.stop()
 

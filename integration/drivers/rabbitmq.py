@@ -22,6 +22,7 @@ from integration.contract.driver import (
     WireMessage,
     split_headers,
 )
+from integration.contract.telemetry import wait_until
 
 FRAME_MAX = 131_072
 
@@ -83,6 +84,7 @@ class RabbitmqDriver(Driver):
         self._declared = False
         self._declaring = threading.Lock()
         self._refused_by: dict[str, str] = {}
+        self._kept: set[str] = set()
 
     # Life
 
@@ -116,7 +118,9 @@ class RabbitmqDriver(Driver):
         """Closes what the library consumes by: what is unacked goes back."""
 
     def flush(self) -> None:
-        """Returns when all that the library published so far is at the broker. (``arrive`` then asks that.)"""
+        """Returns when all that the library published so far, in handlers too, is at the broker. (``arrive`` then asks
+        that.)
+        """
 
     # Queues
 
@@ -152,6 +156,11 @@ class RabbitmqDriver(Driver):
 
     def will_be_refused(self, body: str, refusal: str | None) -> None:
         self._refused_by[body] = refusal or "dead-letter"
+        self._kept.add(body)
+
+    def acked(self, body: str) -> None:
+        """The broker is to keep it no longer."""
+        self._kept.discard(body)
 
     def requeues(self, body: str, redelivered: bool) -> bool | None:
         """Whether its nack puts it back into the queue; None where it is left unacked."""
@@ -195,17 +204,32 @@ class RabbitmqDriver(Driver):
     def counts(self) -> Counts:
         """Unacked is what comes back once nobody holds it any more."""
         self.arrive()
+        held = [body for body in self._kept if self._refused_by[body] == "left unacked"]
+        self._await_ready(len(self._kept) - len(held))
         left, dead = self._count(self.queue), self._count(self.dead_queue)
         self.close_consumers()
+        self._await_ready(len(self._kept))
         return Counts(left, self._count(self.queue) - left, dead)
 
+    def _await_ready(self, count: int) -> None:
+        """What is given up comes back, or goes to the dead, in the broker's own time: a quorum queue writes to disk
+        first, and of a connection that was aborted the broker has to hear.
+        """
+        queues = (self.queue, self.dead_queue)
+        wait_until(
+            lambda: sum(map(self._ready, queues)) >= count, f"{count} messages in {' and '.join(queues)}"
+        )
+
     def _count(self, queue: str) -> int:
-        """The messages that are ready. They come back, and go to the dead, a moment after they are given up."""
+        """The messages that are ready, those that are too many included: these come a moment later."""
         counts = [-1]
         while len(counts) < 4 or len(set(counts[-3:])) > 1:
-            counts.append(self.plain.queue_declare(queue, passive=True).method.message_count)
+            counts.append(self._ready(queue))
             time.sleep(0.02)
         return counts[-1]
+
+    def _ready(self, queue: str) -> int:
+        return int(self.plain.queue_declare(queue, passive=True).method.message_count)
 
     # What is expected
 

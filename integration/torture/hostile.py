@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from opentelemetry import context
 from integration.torture import children, hostile_live
 from integration.torture.hostilities import (
     BEHAVIOURS,
+    BLOCK,
     CALLED_ONCE,
     HOSTILITIES,
     SIDE_BY_SIDE,
@@ -33,6 +35,9 @@ from integration.torture.report import Row
 from queueprop import Settings
 
 THREADS = 4
+
+LONELY = 2.0
+"""Seconds for which a thread that is blocked waits for another to be so, too."""
 
 OF_SHORT = ("pika", "rq", "aiokafka", "celery")
 BEHAVIOURS_OF_SHORT = ("raises", "gives None", "blocks")
@@ -105,7 +110,8 @@ def tried(library: str, messages: int, behaviours: list[str]) -> children.Report
     for name, hostility in HOSTILITIES.items():
         before = report["calls"]
         for behaves in behaviours:
-            behaviour = BEHAVIOURS[behaves]()
+            meets = behaves == "blocks" and name in SIDE_BY_SIDE
+            behaviour = meeting() if meets else BEHAVIOURS[behaves]()
             with _restored(), hostility(behaviour, {}) as settings:
                 if behaves == "blocks":
                     found = _tallied_in_threads(library, settings, 2)
@@ -122,6 +128,21 @@ def tried(library: str, messages: int, behaviours: list[str]) -> children.Report
         report[f"places called of {len(HOSTILITIES)}"] += report["calls"] > before
     report["plain"] = ", ".join(f"{what} {times}" for what, times in plain.items())
     return {**report, "differing": differing}
+
+
+def meeting() -> Behaviour:
+    """Blocks; and as long as no two threads were there at once, until another one is: that may have to wait for a
+    processor first, and would come when the moment is over.
+    """
+
+    def block() -> None:
+        time.sleep(BLOCK)
+        end = time.monotonic() + LONELY
+        while behaviour.at_once < 2 and time.monotonic() < end:
+            time.sleep(BLOCK / 10)
+
+    behaviour = Behaviour("blocks", block, passes_on=True)
+    return behaviour
 
 
 def _held_up(name: str, behaviour: Behaviour) -> list[str]:

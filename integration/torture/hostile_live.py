@@ -68,7 +68,7 @@ def _row(library: str, broker: Broker, is_short: bool, say: Callable[[str], None
     return Row("hostile", library, f"live: {broker}", not differing, {**report, "differing": len(differing)})
 
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which a message that has not come is missing."""
 
 Counts = Counter[str]
@@ -199,9 +199,11 @@ def celery_counts(url: str, messages: int) -> Counts:
 
     task = app.task(work, name="work", bind=True, shared=False)
     results = [task.delay(number) for number in range(messages)]
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30, loglevel="CRITICAL"):
+    with start_worker(
+        app, pool="solo", perform_ping_check=False, shutdown_timeout=PATIENCE, loglevel="CRITICAL"
+    ):
         for result in results:
-            result.get(timeout=30, propagate=False)
+            result.get(timeout=PATIENCE, propagate=False)
             found[result.state] += 1
     with app.connection_for_read() as connection:
         client = connection.default_channel.client
