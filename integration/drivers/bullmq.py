@@ -25,7 +25,8 @@ from queueprop.adapters import bullmq as adapter
 
 IS_3 = hasattr(bullmq.Queue, "upsertJobScheduler")
 JOB = "mails.send"
-_STALLING = {"lockDuration": 400, "stalledInterval": 200}
+_STALLING = {"stalledInterval": 200}
+"""A worker looks so often for jobs of which nobody has the lock."""
 
 
 class BullMQDriver(AsyncioDriver["_EventLoop"]):
@@ -218,6 +219,8 @@ class BullMQDriver(AsyncioDriver["_EventLoop"]):
             self.make_event_loop().run(self._consume(handler, 1, _STALLING))
 
         run_killed(consume)
+        for lock in self._redis.scan_iter(f"bull:{self.queue}:*:lock"):
+            self._redis.delete(lock)  # as they go half a minute after who had them
         self._run(self._consume(handler, 1, _STALLING))
 
     async def consume_by(self, loop: _EventLoop, handler: Handler, count: int) -> None:
