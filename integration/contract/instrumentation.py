@@ -18,7 +18,7 @@ from integration.contract.actions import do
 from integration.contract.driver import Driver
 from integration.contract.run import Rig, Run
 from integration.contract.scenario import scenario
-from integration.contract.telemetry import DEADLINE
+from integration.contract.telemetry import PATIENCE
 from queueprop.kit.instrumentor import Adapter
 from queueprop.kit.rivals import Rival, Rivals
 
@@ -121,7 +121,7 @@ class Instrumentation:
                 [sys.executable, str(_ALONE), first, path, run.driver.url or "", *styles],
                 capture_output=True,
                 text=True,
-                timeout=DEADLINE,
+                timeout=PATIENCE,
                 check=False,
             )
             assert ended.returncode == 0, ended.stderr
