@@ -244,17 +244,16 @@ class BullMQDriver(AsyncioDriver["_EventLoop"]):
         worker = self._worker_class(self.queue, self._wrapped(adapter.traced_consumer, process), opts)
         worker.on("failed", lambda job, error, *_: tell_library_error(error))
         if self.style == "Worker":
-            await asyncio.wait_for(worker.run(), DEADLINE + count / 100)
+            await asyncio.wait_for(worker.run(), DEADLINE + count / 20)
             await asyncio.gather(*closing)
         else:
             await self._take_by_hand(worker, count, opts.get("concurrency", 1))
             await worker.close()
 
     async def _take_by_hand(self, worker: Any, count: int, at_once: int) -> None:
-        end = time.monotonic() + DEADLINE + count / 100
         taken: list[Any] = []
         for number in range(count):
-            job = None
+            job, end = None, time.monotonic() + DEADLINE
             while job is None:
                 assert time.monotonic() < end, f"waited in vain for a job in {self.queue}"
                 await worker.runStalledJobsCheck()
