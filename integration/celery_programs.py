@@ -38,7 +38,10 @@ def make(broker: str, backend: str | None, queue: str, protocol: int = 2) -> Any
     made.conf.update(
         task_default_queue=queue,
         task_protocol=protocol,
-        broker_transport_options={"polling_interval": 0.05} if broker.startswith("redis") else {},
+        # RabbitMQ confirms: whoever looks by another connection would else be there before the message.
+        broker_transport_options=(
+            {"polling_interval": 0.05} if broker.startswith("redis") else {"confirm_publish": True}
+        ),
         broker_connection_retry_on_startup=True,
         worker_prefetch_multiplier=1,
         worker_proc_alive_timeout=60.0,
@@ -65,6 +68,14 @@ def note(what: str, seconds: float = 0.0) -> str:
     _tell(what)
     time.sleep(seconds)
     return what
+
+
+def hold(what: str) -> None:
+    """Ends when there is a file of that name."""
+    until = time.monotonic() + 60
+    while not (Path(os.environ[FOLDER]) / what).exists():
+        assert time.monotonic() < until, "nobody let go"
+        time.sleep(0.05)
 
 
 def meet(what: str, count: int) -> None:
@@ -145,7 +156,10 @@ def resist(what: str) -> None:
 
 
 _TASKS: list[tuple[Any, dict[str, Any]]] = [
-    *((it, {}) for it in (tick, note, meet, weigh, add, total, fail, handle, leave, vanish, linger, resist)),
+    *(
+        (it, {})
+        for it in (tick, note, hold, meet, weigh, add, total, fail, handle, leave, vanish, linger, resist)
+    ),
     (die, {"acks_late": True, "reject_on_worker_lost": True}),
     (replaced, {"bind": True}),
     (again, {"bind": True, "max_retries": 5}),

@@ -22,7 +22,7 @@ from rq import Queue, SimpleWorker, Worker, get_current_job
 from rq.worker_pool import WorkerPool
 
 import queueprop.adapters.rq as adapter
-from integration.contract.telemetry import capture_logs, set_providers, tell
+from integration.contract.telemetry import capture_logs, set_providers, tell, wait_until
 from queueprop import guard
 from queueprop.adapters.rq import collector as circuit
 from queueprop.sdk import configure_tracing
@@ -72,6 +72,12 @@ def replace_meta(how: str) -> None:
 def sleep(seconds: float) -> None:
     work("sleep")
     time.sleep(seconds)
+
+
+def wait_for(path: str) -> None:
+    """Ends when there is such a file."""
+    work("waits")
+    wait_until(lambda: Path(path).exists(), path)
 
 
 def publish_on_and_on(seconds: float) -> None:

@@ -315,15 +315,20 @@ def test_what_was_fetched_but_not_processed_has_one_span(on_redis: Rig) -> None:
 
     def wait(note: str) -> None:
         entered.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
 
     waiting = on_redis.actor(wait)
     for note in ("one", "two", "three"):
         waiting.send(note)
     with on_redis.working() as worker:
-        assert entered.wait(30)
+        assert entered.wait(PATIENCE)
         wait_until(lambda: worker.work_queue.qsize() == 1, "a message in the worker's memory")
-        threading.Timer(0.1, go_on.set).start()
+
+        def let_go() -> None:
+            wait_until(lambda: not any(it.running for it in worker.workers), "a worker that stops")
+            go_on.set()
+
+        threading.Thread(target=let_go).start()
     assert len(on_redis.consumers) == 1
     with on_redis.working():
         on_redis.wait_for(3)
@@ -345,7 +350,7 @@ def test_an_actor_that_a_shutdown_interrupts_is_retried_in_its_trace(on_redis: R
 
     on_redis.actor(wait, max_retries=1, min_backoff=1, notify_shutdown=True).send()
     with on_redis.working():
-        assert entered.wait(30)
+        assert entered.wait(PATIENCE)
     with on_redis.working():
         on_redis.wait_for(2)
     first, second = on_redis.consumers

@@ -89,7 +89,7 @@ def test_a_task_of_django_s_is_in_the_trace_of_its_request(
     }
     (tmp_path / "integration").symlink_to(Path(__file__).parent)
     program = [sys.executable, "-c", "from integration.django_dramatiq_app import send; send()"]
-    subprocess.run(program, env=environment, timeout=60, check=True)
+    subprocess.run(program, env=environment, timeout=PATIENCE, check=True)
     manage = [sys.executable, "-m", "django", "rundramatiq", "--processes", "1", "--threads", "1"]
     worker = subprocess.Popen(manage, env=environment)
     try:

@@ -25,7 +25,15 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.trace import get_current_span
 
 from integration.contract.run import only
-from integration.contract.telemetry import SpanRecord, Telemetry, ambient_span, telemetry, tell, wait_until
+from integration.contract.telemetry import (
+    PATIENCE,
+    SpanRecord,
+    Telemetry,
+    ambient_span,
+    telemetry,
+    tell,
+    wait_until,
+)
 from integration.live import run_killed
 from queueprop import Settings
 from queueprop.adapters import kombu as adapter
@@ -72,7 +80,7 @@ def consume(connection: Any, queue: Any, count: int = 1, **options: Any) -> list
         kombu.Consumer(channel, [queue], callbacks=[handle], prefetch_count=10, **options),
     ):
         while len(got) < count:
-            connection.drain_events(timeout=30)
+            connection.drain_events(timeout=PATIENCE)
     return got
 
 
@@ -132,7 +140,7 @@ def test_what_is_dead_lettered_stays_in_its_trace(told: Telemetry, rabbitmq: Any
         rabbitmq.channel() as channel,
         kombu.Consumer(channel, [queue], callbacks=[lambda body, message: message.reject()]),
     ):
-        rabbitmq.drain_events(timeout=30)
+        rabbitmq.drain_events(timeout=PATIENCE)
     [message] = consume(rabbitmq, graveyard)
     assert message.headers["x-death"][0]["queue"] == name
     producer = only(of_kind(told, "PRODUCER"))
@@ -162,7 +170,7 @@ def test_a_stream_gives_the_context_back(told: Telemetry, rabbitmq: Any) -> None
         rabbitmq.channel() as channel,
         kombu.Consumer(channel, [queue], on_message=handle, prefetch_count=10),
     ):
-        rabbitmq.drain_events(timeout=30)
+        rabbitmq.drain_events(timeout=PATIENCE)
     assert [str(value) for value in seen] == ["x" * 300]
     assert (only(of_kind(told, "CONSUMER")).trace_id) == only(of_kind(told, "PRODUCER")).trace_id
     bound.delete()
@@ -192,7 +200,7 @@ def test_an_ack_from_elsewhere_is_still_in_the_trace(told: Telemetry, rabbitmq: 
     kombu.Producer(rabbitmq).publish("one", routing_key=queue.name)
     got: list[Any] = []
     with rabbitmq.channel() as channel, kombu.Consumer(channel, [queue], on_message=got.append):
-        rabbitmq.drain_events(timeout=30)
+        rabbitmq.drain_events(timeout=PATIENCE)
 
         def settle() -> None:
             with ambient_span("elsewhere"):
@@ -200,7 +208,7 @@ def test_an_ack_from_elsewhere_is_still_in_the_trace(told: Telemetry, rabbitmq: 
 
         thread = threading.Thread(target=settle)
         thread.start()
-        thread.join(30)
+        thread.join(PATIENCE)
     consumer = only(of_kind(told, "CONSUMER"))
     settled = only(of_kind(told, "CLIENT"))
     assert settled.name == f"ack {queue.name}"
@@ -225,7 +233,7 @@ def test_several_callbacks_and_consumers(told: Telemetry, rabbitmq: Any) -> None
         for queue in queues:
             stack.enter_context(kombu.Consumer(channel, [queue], callbacks=[note, note], no_ack=True))
         while len(seen) < 4:
-            rabbitmq.drain_events(timeout=30)
+            rabbitmq.drain_events(timeout=PATIENCE)
     consumers, producers = of_kind(told, "CONSUMER"), of_kind(told, "PRODUCER")
     assert len(consumers) == 2
     assert {(span.trace_id, span.parent_id) for span in consumers} == {span.context for span in producers}
@@ -283,9 +291,9 @@ def test_a_function_that_is_registered_with_a_queue_itself(
                 with ambient_span():
                     publish(body, routing_key=name)
             queue.consume(name, callback=callback)
-            connection.drain_events(timeout=30)
+            connection.drain_events(timeout=PATIENCE)
             with pytest.raises(ValueError, match="out of stock"):
-                connection.drain_events(timeout=30)
+                connection.drain_events(timeout=PATIENCE)
             queue.cancel(name)
             queue.delete()
         producers, consumers = of_kind(run, "PRODUCER"), of_kind(run, "CONSUMER")
@@ -442,7 +450,7 @@ class TestOutages:
             wait_until(lambda: len(_bodies(told)) > 7, "a delivery after the fault")
             for number in (ORDERS - 2, ORDERS - 1):
                 producer.publish(str(number), routing_key="orders", retry=True)
-            thread.join(60)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
             channel = connection.default_channel
             wait_until(lambda: size(channel, queue) * size(channel, dead) > 0, "what is given back")

@@ -24,7 +24,7 @@ from rq_scheduler import Scheduler
 
 from integration import rq_tasks as tasks
 from integration import test_rq_jobs
-from integration.contract.telemetry import SpanRecord, ambient_span
+from integration.contract.telemetry import PATIENCE, SpanRecord, ambient_span
 from integration.test_rq_jobs import Rig
 from queueprop.adapters import rq as adapter
 
@@ -224,7 +224,7 @@ def _launched(program: str, *arguments: str) -> list[Any]:
             *arguments,
         ],
         stdout=subprocess.PIPE,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
         text=True,
     )
@@ -278,7 +278,7 @@ def _django(rig: Rig, mode: str, what: str, api: str | None = None) -> int:
     """One request to a Django program. Returns how many jobs are in the queue."""
     arguments = {"url": rig.url, "queue": rig.queue.name, "mode": mode, "what": what, "api": api or rig.api}
     program = [sys.executable, "-c", _RUN_DJANGO, str(Path(__file__).parents[1]), json.dumps(arguments)]
-    subprocess.run(program, timeout=60, check=True)
+    subprocess.run(program, timeout=PATIENCE, check=True)
     return rig.queue.count
 
 

@@ -636,6 +636,12 @@ def test_a_stopped_job_has_its_span(instrumented: Rig, worker: str) -> None:
     instrumented.assert_one_trace()
 
 
+def notes_its_end(rig: Rig) -> bool:
+    """Whether a busy worker has told its Redis that it was asked to end."""
+    workers: Any = rig.connection.smembers(f"rq:workers:{rig.queue.name}")
+    return any(rig.connection.hexists(worker, "shutdown_requested_date") for worker in workers)
+
+
 @pytest.mark.parametrize("worker", FORKS)
 def test_a_cold_shutdown_ends_the_span_of_the_horse(instrumented: Rig, worker: str) -> None:
     """Two signals take the worker down with its horse: the parent still ends and hands over the span."""
@@ -643,7 +649,8 @@ def test_a_cold_shutdown_ends_the_span_of_the_horse(instrumented: Rig, worker: s
     process = instrumented.start(worker)
     wait_until(lambda: bool(instrumented.seen), "the job runs")
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.5)
+    wait_until(lambda: notes_its_end(instrumented), "the worker to take notice")
+    time.sleep(1.1)  # until then RQ takes the second one for an echo of the first
     process.send_signal(signal.SIGTERM)
     process.wait(PATIENCE)
     assert (instrumented.only.status, instrumented.only.attributes["error.type"]) == (
@@ -672,9 +679,11 @@ def test_an_exporter_that_hangs_delays_a_job_by_no_more_than_the_bound(
     monkeypatch.setenv("QUEUEPROP_FLUSH_TIMEOUT", "0.5")
     jobs = [instrumented.enqueue(tasks.work) for _ in range(3)]
     process = instrumented.start(worker, stuck=True)
-    wait_until(lambda: all(job.get_status() == "finished" for job in jobs), "the jobs are done", 15)
+    wait_until(lambda: all(job.get_status() == "finished" for job in jobs), "the jobs are done")
     process.kill()
     process.wait()
+    began, _, _, _, _, ended = moments(jobs)  # not how long the program takes to start
+    assert (ended - began).total_seconds() < 15
 
 
 _TEXTS = {
@@ -817,14 +826,18 @@ def are_done(*jobs: Job) -> bool:
     return all(job.get_status() in ("finished", "failed") for job in jobs)
 
 
-def waits(jobs: list[Job], seconds: float) -> int:
-    """How often nothing happened for so long, from the first job's start to the last one's end."""
-    moments: list[Any] = []
+def moments(jobs: list[Job]) -> list[datetime]:
+    """When each of them started and ended."""
+    found: list[Any] = []
     for job in jobs:
         job.refresh()  # type: ignore[no-untyped-call, unused-ignore]
-        moments += [job.started_at, job.ended_at]
-    moments.sort()
-    return sum((later - earlier).total_seconds() >= seconds for earlier, later in pairwise(moments))
+        found += [job.started_at, job.ended_at]
+    return sorted(found)
+
+
+def waits(happened: list[datetime], seconds: float) -> int:
+    """How often nothing happened for so long."""
+    return sum((later - earlier).total_seconds() >= seconds for earlier, later in pairwise(happened))
 
 
 @pytest.mark.parametrize("is_down", [False, True])
@@ -837,14 +850,16 @@ def test_a_dead_collector_is_waited_for_once(
     if not is_down:
         collector.listen()
     jobs = [instrumented.enqueue(tasks.work) for _ in range(5)] + [instrumented.enqueue(tasks.fail)]
-    last = instrumented.enqueue(tasks.sleep, 1)
+    is_there = instrumented.folder / "there"
+    last = instrumented.enqueue(tasks.wait_for, str(is_there))
     process = instrumented.start(worker, collector=collector.endpoint)
     wait_until(lambda: are_done(*jobs), "the jobs are done")
     if is_down:
         collector.listen()
     collector.answer()
+    is_there.touch()
     assert process.wait(PATIENCE) == 0
-    waited = waits([*jobs, last], 3)
+    waited = waits(moments([*jobs, last])[:-1], 3)  # the last one ends when this program says so
     assert waited == 1 or (waited == 0 and is_down)  # an SDK that gives up at once
     if waited:
         left = [job.id for job in (*jobs[1:], last)]
@@ -888,7 +903,7 @@ def test_a_traced_function_on_a_plain_worker_waits_once_for_a_dead_collector(
     wait_until(lambda: are_done(*jobs), "the jobs are done")
     collector.answer()
     assert process.wait(PATIENCE) == 0
-    assert waits(jobs, 3) == 1
+    assert waits(moments(jobs), 3) == 1
 
 
 @pytest.mark.parametrize("how", ["a handler that raises", "a filter that raises", "a closed stderr"])
@@ -985,7 +1000,7 @@ def test_opentelemetry_instrument_traces_every_worker(instrumented: Rig, worker:
             instrumented.queue.name,
         ],
         stdout=subprocess.PIPE,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
         text=True,
     )

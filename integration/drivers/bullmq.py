@@ -25,7 +25,8 @@ from queueprop.adapters import bullmq as adapter
 
 IS_3 = hasattr(bullmq.Queue, "upsertJobScheduler")
 JOB = "mails.send"
-_STALLING = {"lockDuration": 400, "stalledInterval": 200}
+_STALLING = {"stalledInterval": 200}
+"""A worker looks so often for jobs of which nobody has the lock."""
 
 
 class BullMQDriver(AsyncioDriver["_EventLoop"]):
@@ -218,6 +219,8 @@ class BullMQDriver(AsyncioDriver["_EventLoop"]):
             self.make_event_loop().run(self._consume(handler, 1, _STALLING))
 
         run_killed(consume)
+        for lock in self._redis.scan_iter(f"bull:{self.queue}:*:lock"):
+            self._redis.delete(lock)  # as they go half a minute after who had them
         self._run(self._consume(handler, 1, _STALLING))
 
     async def consume_by(self, loop: _EventLoop, handler: Handler, count: int) -> None:
@@ -241,17 +244,16 @@ class BullMQDriver(AsyncioDriver["_EventLoop"]):
         worker = self._worker_class(self.queue, self._wrapped(adapter.traced_consumer, process), opts)
         worker.on("failed", lambda job, error, *_: tell_library_error(error))
         if self.style == "Worker":
-            await asyncio.wait_for(worker.run(), DEADLINE + count / 100)
+            await asyncio.wait_for(worker.run(), DEADLINE + count / 20)
             await asyncio.gather(*closing)
         else:
             await self._take_by_hand(worker, count, opts.get("concurrency", 1))
             await worker.close()
 
     async def _take_by_hand(self, worker: Any, count: int, at_once: int) -> None:
-        end = time.monotonic() + DEADLINE + count / 100
         taken: list[Any] = []
         for number in range(count):
-            job = None
+            job, end = None, time.monotonic() + DEADLINE
             while job is None:
                 assert time.monotonic() < end, f"waited in vain for a job in {self.queue}"
                 await worker.runStalledJobsCheck()

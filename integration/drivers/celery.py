@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import celery.app.amqp
 import celery.app.log
@@ -49,8 +50,6 @@ from integration.contract.telemetry import PATIENCE, RECORDS, SDK, wait_until
 from integration.drivers import celery_app
 from queueprop import Settings, guard
 from queueprop.adapters import celery as adapter
-
-T = TypeVar("T")
 
 _AT_ONCE = 8
 _ROOT = Path(__file__).parents[2]
@@ -238,13 +237,13 @@ class CeleryDriver(Driver):
 
     def consume(self, handler: Handler, count: int = 1) -> None:
         worker = _worker(self.url or "", self.style, self.api)
-        before = _overs()
+        told = _Told()
         worker.enter(self._wanted(handler))
         with worker.consuming(self.queue):
-            wait_until(
-                lambda: _overs() >= before + count or not worker.runs, f"{count} tasks of {self.queue}"
-            )
-            assert worker.runs, worker.log
+            for number in range(1, count + 1):  # each has its own time
+                worker.wait_for(partial(told.has, celery_app.OVER, number), f"task {number} of {self.queue}")
+            # A child tells that its task is over; the process of the pool acknowledges it, once it has heard as much.
+            worker.wait_for(lambda: told.is_settled, f"what becomes of the messages of {self.queue}")
 
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         self.consume(handler, count)
@@ -334,19 +333,17 @@ class RedisDriver(CeleryDriver):
         return [_of_redis(json.loads(it)) for it in reversed(self._redis.lrange(queue or self.queue, 0, -1))]
 
     def counts(self) -> Counts:
-        # A child tells that its task is over; the process of the pool acknowledges it, once it has heard as much.
-        return _settled(self._counts)
-
-    def _counts(self) -> Counts:
-        unacked = self._redis.hvals("unacked")
-        return Counts(
-            self._redis.llen(self.queue), sum(self.queue.encode() in payload for payload in unacked)
-        )
+        unacked = [json.loads(payload)[-1] for payload in self._redis.hvals("unacked")]
+        return Counts(self._redis.llen(self.queue), unacked.count(self.queue))
 
     def _notice_the_dead(self) -> None:
+        def restore() -> bool:
+            channel.qos.restore_visible(num=1000, interval=1)
+            return self.counts().unacked == 0
+
         with kombu.Connection(self.url) as connection, connection.channel() as channel:
             channel.visibility_timeout = 0
-            channel.qos.restore_visible(num=1000)
+            wait_until(restore, "an end of another worker's look for the dead")
 
 
 class RabbitmqDriver(CeleryDriver):
@@ -387,23 +384,7 @@ class RabbitmqDriver(CeleryDriver):
         return [_of_amqp(properties, body) for _, properties, body in found]
 
     def counts(self) -> Counts:
-        return Counts(left=self._ready())
-
-    def _ready(self) -> int:
-        def count() -> int:
-            found: int = self._plain.queue_declare(self.queue, passive=True).method.message_count
-            return found
-
-        return _settled(count)
-
-
-def _settled(look: Callable[[], T]) -> T:
-    """What is seen three times in a row: a broker's and a worker's books follow what happens a moment later."""
-    seen = [look()]
-    while len(seen) < 3 or seen[-3:] != [seen[-1]] * 3:
-        time.sleep(0.02)
-        seen.append(look())
-    return seen[-1]
+        return Counts(left=self._plain.queue_declare(self.queue, passive=True).method.message_count)
 
 
 # Workers
@@ -440,8 +421,7 @@ class Worker:
             raise
 
     def _await_ready(self) -> None:
-        wait_until(lambda: not self.runs or b" ready." in self._log.read_bytes(), "a worker of Celery")
-        assert self.runs, self.log
+        self.wait_for(lambda: " ready." in self.log, "a worker of Celery")
         # It listens to what it is told a moment after it says that it is ready.
         wait_until(lambda: bool(self._ask("ping", 0.5)), "an answer of a worker of Celery")
 
@@ -452,6 +432,10 @@ class Worker:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(lambda: condition() or not self.runs, what)
+        assert condition(), self.log
 
     def enter(self, wanted: Mapping[str, Any]) -> None:
         """From its next message on it is a program of this run."""
@@ -467,7 +451,7 @@ class Worker:
             self._tell("leave_queue", queue=queue)
 
     def _tell(self, command: str, **arguments: Any) -> None:
-        answers = self._ask(command, 30, **arguments)
+        answers = self._ask(command, PATIENCE, **arguments)
         assert answers, self.log
         assert "ok" in answers[0][self.name], answers
 
@@ -513,9 +497,31 @@ def _stop_all() -> None:
         worker.stop()
 
 
-def _overs() -> int:
-    with open(os.environ[RECORDS], "rb") as file:
-        return sum(line.startswith(b'{"kind": "over"') for line in file)
+class _Told:
+    """How often the run's processes have told of a kind since this was made."""
+
+    def __init__(self) -> None:
+        self._path = os.environ[RECORDS]
+        self._read = os.stat(self._path).st_size
+        self._counts: Counter[str] = Counter()
+
+    def has(self, kind: str, number: int) -> bool:
+        return self.count(kind) >= number
+
+    def count(self, kind: str) -> int:
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                self._counts[json.loads(line)["kind"]] += 1
+        return self._counts[kind]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the worker has answered the broker for each message that it was given."""
+        return self.count(celery_app.RECEIVED) == self.count(celery_app.SETTLED)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

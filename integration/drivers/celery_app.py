@@ -12,7 +12,7 @@ import fcntl
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ RUN = "_QUEUEPROP_CELERY_RUN"
 """The file that tells a worker of the run at hand."""
 BROKER = "_QUEUEPROP_CELERY_BROKER"
 API = "_QUEUEPROP_CELERY_API"
+
+RECEIVED, OVER, SETTLED = "received", "over", "settled"
+"""What a worker tells of a message: that it has it, that its task was executed, that the broker has its answer."""
 
 TASK = "contract.perform"
 SHORT = {"polling_interval": 0.02}
@@ -142,6 +145,21 @@ def flush() -> None:
         provider.force_flush()
 
 
+def _tell_what_becomes_of(message: Any) -> None:
+    """The process that receives it acknowledges it, in its own time after another has executed the task."""
+    tell(RECEIVED, {})
+    for name in ("ack", "reject", "requeue"):
+        setattr(message, name, _and_tell(getattr(message, name)))
+
+
+def _and_tell(settle: Callable[..., None]) -> Callable[..., None]:
+    def settle_and_tell(*args: Any, **kwargs: Any) -> None:
+        settle(*args, **kwargs)
+        tell(SETTLED, {})
+
+    return settle_and_tell
+
+
 def execute(*args: Any, **kwargs: Any) -> Any:
     """In place of Celery's own function that executes a task, in every pool.
 
@@ -155,7 +173,7 @@ def execute(*args: Any, **kwargs: Any) -> Any:
             return _execute(*args, **kwargs)
         finally:
             flush()
-            tell("over", {})
+            tell(OVER, {})
 
 
 @control_command(args=[("queue", str)], signature="<queue>")  # type: ignore[untyped-decorator]
@@ -194,6 +212,7 @@ if RUN in os.environ:
 
         def on_task_received(message: Any) -> Any:
             _enter_run()
+            _tell_what_becomes_of(message)
             return handler(message)
 
         return on_task_received

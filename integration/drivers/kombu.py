@@ -6,7 +6,6 @@ import base64
 import contextlib
 import functools
 import json
-import os
 import shutil
 import socket
 import tempfile
@@ -109,6 +108,7 @@ class KombuDriver(Driver):
     def __init__(self, style: str, api: Api, url: str | None = None) -> None:
         super().__init__(style, api, url)
         self._consumes = style
+        self.rejected = 0
         self._local = threading.local()
         self._connections: list[kombu.Connection] = []
         self._producer_class: Any = kombu.Producer
@@ -482,15 +482,9 @@ class AmqpDriver(KombuDriver):
         return found
 
     def counts(self) -> Counts:
-        found: list[Counts] = []
-        wait_until(lambda: self._is_settled(found), "steady counts")
-        return found[-1]
-
-    def _is_settled(self, found: list[Counts]) -> bool:
-        """A queue says what it has a moment later."""
-        time.sleep(0.02)
-        found.append(Counts(left=self._size(self.queue), dead=self._size_of_dead()))
-        return len(found) > 2 and found[-1] == found[-2] == found[-3]
+        # RabbitMQ moves them there in its own time: a quorum queue writes that down first.
+        wait_until(lambda: self._size_of_dead() >= self.rejected, "the rejected messages")
+        return Counts(left=self._size(self.queue), dead=self._size_of_dead())
 
     def _size_of_dead(self) -> int:
         with self._connection.channel() as channel:
@@ -526,7 +520,12 @@ class RedisDriver(_VirtualDriver):
     def _await_redelivery(self) -> None:
         with self._connection.channel() as channel:
             channel.visibility_timeout = 0  # it is over for what nobody acked
-            channel.qos.restore_visible()  # as any consumer of the queue does now and then
+
+            def restore() -> bool:
+                channel.qos.restore_visible(interval=1)  # as any consumer of the queue does now and then
+                return self.counts().unacked == 0
+
+            wait_until(restore, "an end of another consumer's look for the dead")
 
     def failing(self) -> Sequence[Failing]:
         gone = kombu.Connection("redis://127.0.0.1:1/0", transport_options=_IMPATIENT)
@@ -545,7 +544,7 @@ class RedisDriver(_VirtualDriver):
         with redis.Redis.from_url(self.url or "") as client:
             left: Any = client.llen(self.queue)
             unacked: Any = client.hvals("unacked")
-        return Counts(left, sum(self.queue.encode() in payload for payload in unacked))
+        return Counts(left, [json.loads(payload)[-1] for payload in unacked].count(self.queue))
 
 
 class MemoryDriver(_VirtualDriver):
@@ -611,7 +610,8 @@ class FilesystemDriver(_VirtualDriver):
         return not isinstance(value, bytes)
 
     def wire(self, queue: str | None = None) -> list[WireMessage]:
-        files = sorted((self._folder / "messages").glob(f"*.{queue or self.queue}.msg"), key=os.path.getmtime)
+        # Their names begin with milliseconds; times of files are coarser.
+        files = sorted((self._folder / "messages").glob(f"*.{queue or self.queue}.msg"), key=_put_at)
         return [self._wire_message(json.loads(file.read_text())) for file in files]
 
     def _server(self) -> dict[str, Any]:
@@ -709,6 +709,10 @@ class FilesystemBufferDriver(_BufferDriver, FilesystemDriver):
     pass
 
 
+def _put_at(file: Path) -> int:
+    return int(file.name.partition("_")[0])
+
+
 class _LeftError(Exception):
     """A loop's body raises it to leave."""
 
@@ -757,6 +761,7 @@ class _Job:
             settle = message.requeue
         elif refusal in ("requeue", "reject"):
             settle = message.reject
+            self.driver.rejected += 1
         else:
             settle = message.ack
         self.driver.traced_settle(settle)()
