@@ -287,8 +287,18 @@ class RQDriver(Driver):
 
     def consume_concurrently(self, handler: Handler, count: int) -> None:
         os.environ[HANDLER] = handler.dump()
-        with _brisk():
+        with _brisk(), self._nobody_tidying():
             self._start_pool(count)
+
+    @contextmanager
+    def _nobody_tidying(self) -> Iterator[None]:
+        """RQ 1: what one worker is about to begin, another that starts meanwhile takes for stuck, and fails."""
+        queue = self._queue()
+        if MAJOR == 1:
+            assert queue.acquire_maintenance_lock()
+        yield
+        if MAJOR == 1:
+            queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
 
     def consume_killed(self, handler: Handler) -> None:
         if self.style != "SimpleWorker":
