@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from integration.brokers import KAFKA, RABBITMQ, REDIS, Broker, Service, find
@@ -86,6 +87,7 @@ def pika_counts(url: str, messages: int) -> Counts:
     import pika
 
     found: Counts = Counter()
+    rejected: set[int] = set()
     name = _unique()
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
@@ -100,6 +102,7 @@ def pika_counts(url: str, messages: int) -> Counts:
             channel.basic_nack(method.delivery_tag, requeue=True)
         elif int(body) % 5 == 4:
             channel.basic_reject(method.delivery_tag, requeue=False)
+            rejected.add(int(body))
         else:
             channel.basic_ack(method.delivery_tag)
 
@@ -115,20 +118,20 @@ def pika_counts(url: str, messages: int) -> Counts:
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     found["left"] = channel.queue_declare(name, passive=True).method.message_count
-    found["dead"] = _settled(lambda: channel.queue_declare(f"{name}-dead", passive=True).method.message_count)
+    dead = partial(channel.queue_declare, f"{name}-dead", passive=True)
+    found["dead"] = _awaited(lambda: dead().method.message_count, len(rejected))
     for queue in (name, f"{name}-dead"):
         channel.queue_delete(queue)
     connection.close()
     return found
 
 
-def _settled(count: Callable[[], int]) -> int:
-    """A queue's count, which its broker tells a moment later: once two of them in a row are the same."""
-    before = -1
-    while (now := count()) != before:
-        before = now
+def _awaited(count: Callable[[], int], wanted: int) -> int:
+    """A queue's count, which its broker tells a moment later: once it is as many, or in the end what there is."""
+    deadline = time.monotonic() + PATIENCE
+    while count() < wanted and time.monotonic() < deadline:
         time.sleep(0.05)
-    return now
+    return count()
 
 
 # RQ: some jobs fail, and one in three of those is tried again; in the worker's process, and in horses that it forks
