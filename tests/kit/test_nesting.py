@@ -7,6 +7,7 @@ import contextvars
 import gc
 import weakref
 
+import pytest
 from opentelemetry.trace import SpanKind
 
 from queueprop import Message
@@ -114,6 +115,20 @@ def test_transports_that_are_spoken_for() -> None:
     with speaking_for(Everything()):
         assert is_spoken_for(other)
     assert not is_spoken_for(channel, other)
+
+
+def test_speaking_until_closed_in_another_context() -> None:
+    """What a layer above speaks for is over where it is closed: nothing is raised in place of what is."""
+
+    async def publish() -> None:
+        with speaking_for(Everything()):
+            await asyncio.sleep(0)
+
+    left = publish()
+    contextvars.copy_context().run(left.send, None)
+    with pytest.raises(LookupError):
+        left.throw(LookupError("the user's"))
+    assert not is_spoken_for(object())
 
 
 def test_all_that_is_at_hand() -> None:
