@@ -33,6 +33,7 @@ import kombu
 import pika
 import redis
 from celery import Celery
+from celery.app.control import Control
 
 from integration.contract.actions import Handler
 from integration.contract.driver import (
@@ -398,6 +399,7 @@ class Worker:
         self._file, self._log = self._folder / "run.json", self._folder / "worker.log"
         self.name = f"contract-{uuid.uuid4().hex[:8]}@localhost"
         self._app = celery_app.make(url)
+        self._controls = [Control(self._app)]
         command = [sys.executable, "-m", "celery", "-A", "integration.drivers.celery_app", "worker"]
         command += [f"--pool={pool}", f"--concurrency={_AT_ONCE}", "-n", self.name, "-l", "INFO"]
         command += ["-Q", f"{self.name}-idle", "--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -459,7 +461,7 @@ class Worker:
         # By a connection of its own: those of a pool serve every application of this process, and a broker that was
         # stopped leaves dead ones in it.
         with self._app.connection_for_write() as connection:
-            return self._app.control.broadcast(
+            answers = self._controls[-1].broadcast(
                 command,
                 arguments,
                 destination=[self.name],
@@ -468,6 +470,11 @@ class Worker:
                 limit=1,
                 connection=connection,
             )
+        if not answers:
+            # What comes late would be taken for the answer to the next question: that is asked from elsewhere. (And
+            # this one is kept, since its place for answers is called after its identity.)
+            self._controls.append(Control(self._app))
+        return answers
 
     def stop(self) -> None:
         self.process.kill()
